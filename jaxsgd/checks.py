@@ -1,0 +1,107 @@
+"""Validators, and the wording of errors: what was given, what was expected, and where.
+
+Checks look only at what is concrete: tracers, and the placeholders of vmap's `in_axes` trees, pass.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd.pairs import PyTree
+
+MAX_SIZE = 2**31 - 1  # row indices are int32
+
+
+def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
+    """`value` as a Python int in `least..most`."""
+    if isinstance(value, bool | np.bool_) or isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} is {value!r}, expected a Python int: it shapes the program")
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected an int") from None  # fmt: skip
+    if not least <= result <= most:
+        raise ValueError(f"{name} is {result}, expected {least} to {most}")
+    return result
+
+
+def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")) -> None:
+    """Refuse what is no number (or array of numbers) in `least..most`; NaN is refused too."""
+    if value is None or type(value) is object or isinstance(value, jax.core.Tracer):
+        return  # an in_axes tree, a tree transformation, or a trace: nothing to look at
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
+    host = np.asarray(jax.device_get(value))
+    if host.dtype == bool or not (np.issubdtype(host.dtype, np.integer)
+                                  or jnp.issubdtype(host.dtype, jnp.floating)):  # fmt: skip
+        raise TypeError(f"{name} is {value!r}, expected a real number")
+    host = host.astype(np.float64)
+    if not np.all((host >= least) & (host <= most)):
+        bound = f"at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
+        raise ValueError(f"{name} is {value}, expected {bound}")
+
+
+def rows(data: PyTree, name: str = "data") -> int:
+    """The number of rows `n` of a pytree of arrays that share their leading axis.
+
+    Raises:
+      TypeError: a leaf is no array.
+      ValueError: no leaf, no row, or leaves of different length.
+    """
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{name} is an iterator ({type(data).__name__}), which a compiled run would read only "
+            "once; expected arrays whose leading axis counts the rows"
+        )
+    lengths = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
+            given = f"a {type(leaf).__name__}" if not hasattr(leaf, "ndim") or leaf.ndim else "a scalar"  # fmt: skip
+            raise TypeError(f"{where} is {given}, expected an array whose leading axis counts the rows; convert it with jnp.asarray")  # fmt: skip
+        if leaf.dtype == np.int64 and isinstance(leaf, np.ndarray) and leaf.size:
+            if not jax.config.jax_enable_x64 and abs(leaf).max() > MAX_SIZE:  # type: ignore[attr-defined]
+                raise ValueError(f"{where} holds integers beyond 32 bits, which JAX would wrap; enable jax_enable_x64 or cast it")  # fmt: skip
+        lengths[where] = leaf.shape[0]
+    if not lengths:
+        raise ValueError(f"{name} holds no array, expected a pytree of arrays with one row each")
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{where} has {length}" for where, length in lengths.items())
+        raise ValueError(f"the leaves of {name} differ in their number of rows: {told}")
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError(f"{name} has 0 rows, expected at least 1")
+    return n
+
+
+def params(tree: PyTree) -> None:
+    """Refuse parameters that are not all float arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct)
+        if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        given = f"an array of {leaf.dtype}" if is_array else f"{leaf!r} ({type(leaf).__name__})"
+        raise TypeError(
+            f"params{jax.tree_util.keystr(path)} is {given}, expected a float array; train the float "
+            "arrays alone and keep the rest in the loss: params, rest = "
+            "eqx.partition(model, eqx.is_inexact_array), then eqx.combine(params, rest) inside it"
+        )
+    if not jax.tree.leaves(tree):
+        raise ValueError("params holds no array, expected a pytree of float arrays")
+
+
+def key(value: Any) -> jax.Array:
+    """A typed key as it is, a legacy `PRNGKey` wrapped; anything else is refused."""
+    if isinstance(value, jax.Array):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if value.ndim == 0:
+                return value
+        elif value.dtype == jnp.uint32 and value.ndim == 1:
+            return jax.random.wrap_key_data(value)
+        given = f"an array of shape {value.shape} and dtype {value.dtype}"
+    else:
+        given = f"{value!r} of type {type(value).__name__}"
+    raise TypeError(f"key is {given}, expected one key, such as jax.random.key(0)")

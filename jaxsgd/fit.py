@@ -1,0 +1,218 @@
+"""The front door: a host loop over one compiled epoch, with progress, validation and a history."""
+
+import enum
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.gradients import Minibatch
+from jaxsgd.loops import evaluate, scan_steps
+from jaxsgd.losses import RowLoss, RowsLoss
+from jaxsgd.pairs import PyTree, State, as_arguments
+from jaxsgd.rules import SGD
+from jaxsgd.samplers import Shuffled
+from jaxsgd.solver import Solver
+
+
+class Reason(enum.StrEnum):
+    """Why a fit ended."""
+
+    EPOCHS = "all epochs were run"
+    INTERRUPTED = "interrupted; the result is that of the last whole epoch"
+    DIVERGED = "the loss is no longer finite; the result is that of the last epoch with finite loss"
+
+
+class Result(NamedTuple):
+    """What a fit found."""
+
+    params: PyTree
+    state: State  # goes on: run(solver, result.state, data, steps)
+    history: dict[str, np.ndarray]  # one entry an epoch
+    reason: Reason
+
+
+def fit(
+    loss_or_gradient: Any,
+    params: PyTree,
+    data: PyTree,
+    *,
+    key: jax.Array,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: Any = None,
+    rule: Any = None,
+    sampler: Any = None,
+    penalty: Any = None,
+    carry: PyTree = None,
+    validation: PyTree = None,
+    metrics: Any = None,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train for a number of epochs, each one call of one compiled program.
+
+    The second call with the same loss and shapes compiles nothing, whatever the key, the rate and
+    the number of epochs. The caller's params, data and key stay alive. Ctrl-C ends it after the
+    epoch at hand (a second one at once), and the result so far is returned.
+
+    Args:
+      loss_or_gradient: as `Solver`'s.
+      params: a pytree of float arrays to start from.
+      data: a pytree of arrays that share their leading axis.
+      key: a typed key.
+      epochs: how many, at least 0.
+      batch_size: rows in a batch of the `Shuffled` sampler; unused where a sampler is given.
+      learning_rate: the rate (a number or schedule) of plain `SGD`; or give
+      rule: a rule, or any Optax transformation.
+      sampler: another sampler.
+      penalty: as `Solver`'s.
+      carry: the model state that a `stateful` loss starts from.
+      validation: held-out rows, evaluated after each epoch.
+      metrics: a dict of functions of `(params, row)`, evaluated after each epoch on `validation`,
+        or on `data` where there is none.
+      log: called once an epoch with a dict of floats (`wandb.log` fits).
+      progress: a progress bar with the loss and rows per second (needs tqdm).
+
+    Returns:
+      `Result(params, state, history, reason)`. History: `epoch` and `step` (counted from 1: so many
+      are done), `loss` (mean of the epoch's batch losses, each before its update), `seconds` of the
+      epoch's training, and `validation_loss`, `validation_<metric>` (or `<metric>` on `data`).
+
+    Raises:
+      ValueError, TypeError: both or none of learning_rate and rule, and all that `Solver` refuses.
+
+    >>> data = jnp.arange(8.0)[:, None] / 8, 3 * jnp.arange(8.0) / 8 + 1
+    >>> model = jaxsgd.Linear(1)
+    >>> loss = lambda params, row: optax.squared_error(model(params, row[0]), row[1])
+    >>> result = jaxsgd.fit(loss, model.init(jax.random.key(0)), data, key=jax.random.key(1),
+    ...                     batch_size=4, epochs=500, learning_rate=0.3, progress=False)
+    >>> jax.tree.map(lambda x: x.round(2).tolist(), result.params)
+    {'bias': 1.0, 'weight': [3.0]}
+    """
+    if (learning_rate is None) == (rule is None):
+        given = "neither" if rule is None else "both"
+        raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
+    rule = SGD(learning_rate) if rule is None else rule
+    sampler = Shuffled(batch_size) if sampler is None else sampler
+    epochs = checks.integer(epochs, "epochs", 0)
+    solver = Solver(loss_or_gradient, sampler, rule, penalty)
+    metrics = _metrics(solver, metrics, validation)
+    prefix = "" if validation is None else "validation_"
+    state = solver.init(params, data, key=key, carry=carry)
+    solver, data, held_out = as_arguments((solver, data, validation))
+    steps = solver.sampler_for(data).steps_per_epoch
+    if steps == 0:
+        raise ValueError(f"{sampler} has no step in an epoch of {checks.rows(data)} rows")
+    rows = held_out if validation is not None else data
+
+    records: list[dict[str, float]] = []
+    reason = Reason.EPOCHS
+    with _Bar(progress, epochs, checks.rows(data)) as bar, _interrupts() as interrupted:
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            state, loss, finite = _epoch(solver, state, data, steps=steps)
+            record = {"epoch": epoch, "loss": float(jax.device_get(loss))}
+            record["seconds"] = time.perf_counter() - start
+            record["step"] = int(jax.device_get(state.step))
+            if metrics:
+                means = evaluate(metrics, state.params, rows, carry=state.carry)
+                record |= {f"{prefix}{k}": float(jax.device_get(v)) for k, v in means.items()}
+            records.append(record)
+            bar.update(record)
+            if log is not None:
+                log({name: float(value) for name, value in record.items()})
+            if not jax.device_get(finite):
+                reason = Reason.DIVERGED
+                break
+            if interrupted.is_set():
+                reason = Reason.INTERRUPTED
+                break
+    history = {k: np.array([r[k] for r in records]) for k in (records[0] if records else {})}
+    return Result(state.params, state, history, reason)
+
+
+@partial(jax.jit, static_argnames="steps", donate_argnames="state")
+def _epoch(
+    solver: Solver, state: State, data: PyTree, *, steps: int
+) -> tuple[State, jax.Array, jax.Array]:
+    """One epoch, its mean loss, and whether all of it was finite; if not, the state stands still."""
+    new, trace = scan_steps(solver, state, data, None, steps)
+    finite = jnp.all(jnp.isfinite(trace.loss))
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return kept, jnp.mean(trace.loss), finite
+
+
+def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
+    """What is evaluated after each epoch."""
+    if metrics is not None and not isinstance(metrics, dict):
+        raise TypeError(f"metrics is {metrics!r}, expected a dict of functions of (params, row)")
+    named = dict(metrics or {})
+    if validation is None:
+        return named
+    loss = solver.gradient.loss if isinstance(solver.gradient, Minibatch) else None
+    plain = isinstance(loss, RowLoss | RowsLoss) and not (loss.keyed or loss.stateful)
+    if plain and not loss.has_aux:  # type: ignore[union-attr]
+        return {"loss": loss} | named
+    if not named:
+        raise ValueError(
+            "validation was given, but this loss (keyed, stateful, with aux, or of the whole batch) "
+            "is no function of (params, row) to average; give metrics={'loss': ...}"
+        )
+    return named
+
+
+class _Bar:
+    """tqdm's bar over epochs, or nothing."""
+
+    def __init__(self, show: bool, epochs: int, rows: int):
+        self.bar, self.rows = None, rows
+        if show:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                warnings.warn("the progress bar needs tqdm: pip install 'jaxsgd[progress]', or give progress=False", stacklevel=3)  # noqa: E501  # fmt: skip
+            else:
+                self.bar = tqdm(total=epochs, unit="epoch")
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, record: dict[str, float]) -> None:
+        if self.bar is not None:
+            shown = {k: f"{v:.4g}" for k, v in record.items() if "loss" in k}
+            speed = f"{self.rows / record['seconds']:.3g}"
+            self.bar.set_postfix(shown | {"rows/s": speed}, refresh=False)
+            self.bar.update()
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that no epoch's donated state is lost half way."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread alone
+        return
+
+    def handler(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,132 @@
+"""Small plain models, for the command and the examples: functions of a pytree of arrays.
+
+A model is static (its sizes), its parameters are a pytree of their own: `params = model.init(key)`,
+then `model(params, x)` for one row `x`. Models from Equinox, Flax or anywhere else do as well.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from jaxsgd import checks
+from jaxsgd.pairs import PyTree, part, static
+
+# by name: the weights of a layer (fan_in, fan_out); biases start at 0
+INITS = {
+    "zeros": initializers.zeros,
+    "normal": initializers.normal(0.01),
+    "xavier": initializers.variance_scaling(1.0, "fan_in", "normal"),
+}
+
+
+@part
+class Linear:
+    """A linear model: `x @ weight + bias`, linear, logistic or softmax regression by its loss.
+
+    Args:
+      features: d, the entries of a row.
+      outputs: k, or None for one number.
+      initialise: `"zeros"` (the default: the problem is convex), `"normal"` of standard deviation
+        0.01, or `"xavier"`, of variance 1/d (Glorot and Bengio 2010, by the inputs alone).
+
+    Params: `{"weight": float32[d, k] or float32[d], "bias": float32[k] or float32[]}`.
+
+    Raises:
+      ValueError: sizes below 1, or an unknown initialisation.
+
+    >>> model = jaxsgd.Linear(3)
+    >>> model(model.init(jax.random.key(0)), jnp.ones(3))
+    Array(0., dtype=float32)
+    """
+
+    features: int = static()
+    outputs: int | None = static(default=None)
+    initialise: str = static(default="zeros", kw_only=True)
+
+    def __post_init__(self) -> None:
+        checks.integer(self.features, "Linear's features", 1)
+        if self.outputs is not None:
+            checks.integer(self.outputs, "Linear's outputs", 1)
+        _check_init(self.initialise)
+
+    def init(self, key: jax.Array) -> PyTree:
+        """The parameters to start from; the key is consumed."""
+        layer = _layer(key, self.features, self.outputs or 1, self.initialise)
+        if self.outputs is None:
+            return {"weight": layer["weight"][:, 0], "bias": layer["bias"][0]}
+        return layer
+
+    def __call__(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """The output (float[k] or float[]) for a row (float[d]); rows (float[..., d]) do too."""
+        return x @ params["weight"] + params["bias"]
+
+
+@part
+class MLP:
+    """A multilayer perceptron: linear layers with `relu(z) = max(z, 0)` between them.
+
+    Args:
+      sizes: features, hidden units and outputs: `(784, 128, 10)`.
+      initialise: `"xavier"` (the default) or `"normal"`, as in `Linear`. `"zeros"` is refused: all
+        hidden units would stay alike.
+
+    Params: a tuple of `{"weight": float32[m, k], "bias": float32[k]}`, a layer each.
+
+    Raises:
+      ValueError: fewer than two sizes, or zeros where there are hidden units.
+
+    >>> model = jaxsgd.MLP((4, 16, 3))
+    >>> model(model.init(jax.random.key(0)), jnp.ones(4)).shape
+    (3,)
+    """
+
+    sizes: tuple[int, ...] = static()
+    initialise: str = static(default="xavier", kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+        if len(self.sizes) < 2:
+            raise ValueError(f"MLP's sizes are {self.sizes}, expected features and outputs at least")
+        for size in self.sizes:
+            checks.integer(size, "each of MLP's sizes", 1)
+        _check_init(self.initialise)
+        if self.initialise == "zeros" and len(self.sizes) > 2:
+            raise ValueError("MLP's initialise is 'zeros', with which all hidden units would stay alike; expected 'xavier' or 'normal'")  # noqa: E501  # fmt: skip
+
+    def init(self, key: jax.Array) -> PyTree:
+        """The parameters to start from; the key is consumed."""
+        keys = jax.random.split(key, len(self.sizes) - 1)
+        pairs = zip(keys, self.sizes[:-1], self.sizes[1:], strict=True)
+        return tuple(_layer(k, fan_in, fan_out, self.initialise) for k, fan_in, fan_out in pairs)
+
+    def __call__(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """The outputs (float[k]) for a row (float[d]); rows (float[..., d]) do too."""
+        *hidden, last = params
+        for layer in hidden:
+            x = jax.nn.relu(x @ layer["weight"] + layer["bias"])
+        return x @ last["weight"] + last["bias"]
+
+
+def weights_only(params: PyTree) -> PyTree:
+    """A penalty's mask that leaves out the biases: `L2(1e-3, mask=weights_only)`.
+
+    >>> jaxsgd.weights_only({"weight": jnp.ones(2), "bias": jnp.ones(())})
+    {'bias': False, 'weight': True}
+    """
+
+    def is_weight(path: tuple[Any, ...], _: Any) -> bool:
+        return getattr(path[-1], "key", getattr(path[-1], "name", None)) != "bias"
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def _layer(key: jax.Array, fan_in: int, fan_out: int, initialise: str) -> PyTree:
+    weight = INITS[initialise](key, (fan_in, fan_out), jnp.float32)
+    return {"weight": weight, "bias": jnp.zeros(fan_out, jnp.float32)}
+
+
+def _check_init(initialise: str) -> None:
+    if initialise not in INITS:
+        raise ValueError(f"initialise is {initialise!r}, expected one of {', '.join(INITS)}")

@@ -1,0 +1,312 @@
+"""The update: from gradients to what is added to the parameters.
+
+A rule has Optax's protocol, so it goes into `optax.chain`, and any Optax transformation is a rule.
+Accumulators and numbers are float32 (float64 where the parameter is float64), also beside bfloat16
+parameters, in which a decay of 0.999 would be 1.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import DictKey
+
+from jaxsgd import checks
+from jaxsgd.pairs import (
+    NumberKey,
+    PyTree,
+    Rule,
+    accumulate,
+    accumulator_of,
+    number,
+    part,
+    static,
+    strong,
+)
+from jaxsgd.schedules import as_rate, init_count, rate_at
+
+
+class SGDState(NamedTuple):
+    """The step counter of a scheduled rate; None for a number."""
+
+    count: Any
+
+
+@part
+class SGD:
+    """Gradient descent: `params' = params - learning_rate * grads`.
+
+    Robbins and Monro, "A stochastic approximation method" (1951). Optax: `sgd(learning_rate)`.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+
+    Raises:
+      ValueError: a negative or NaN learning rate.
+
+    >>> rule = jaxsgd.SGD(0.1)
+    >>> updates, state = rule.update(jnp.array([1.0, -2.0]), rule.init(jnp.zeros(2)), jnp.zeros(2))
+    >>> updates.round(3).tolist()
+    [-0.10000000149011612, 0.20000000298023224]
+    """
+
+    learning_rate: Any = number()
+
+    def __post_init__(self) -> None:
+        rate = as_rate(self.learning_rate, "SGD's learning_rate")
+        object.__setattr__(self, "learning_rate", rate)
+
+    def init(self, params: PyTree) -> SGDState:
+        """The state before the first step."""
+        return SGDState(init_count(self.learning_rate))
+
+    def update(
+        self, grads: PyTree, state: SGDState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, SGDState]:
+        """The updates, in the accumulator's dtype, and the state after them."""
+        rate, count = rate_at(self.learning_rate, state.count)
+        updates = jax.tree.map(lambda g: -rate.astype(g.dtype) * g, accumulate(grads))
+        return updates, SGDState(count)
+
+
+class MomentumState(NamedTuple):
+    """The velocity (like params, accumulator's dtype), and the counter of a scheduled rate."""
+
+    velocity: PyTree
+    count: Any
+
+
+@part
+class Momentum:
+    """Momentum in velocity form: `v' = momentum * v - learning_rate * grads`, `params' = params + v'`.
+
+    The rate stands inside the velocity: a change of rate acts on new gradients only. Optax's
+    `sgd(learning_rate, momentum)` has it outside, which is the same until the rate changes. A
+    constant gradient g moves the parameters by `learning_rate * g / (1 - momentum)` in the end.
+
+    Polyak, "Some methods of speeding up the convergence of iteration methods" (1964).
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: a number, 0 to 1.
+
+    Raises:
+      ValueError: a negative rate, or a momentum outside 0 to 1.
+
+    >>> rule = jaxsgd.Momentum(0.5, 0.5)
+    >>> state = rule.init(jnp.zeros(()))
+    >>> for _ in range(3):
+    ...     updates, state = rule.update(jnp.ones(()), state)
+    >>> float(updates)
+    -0.875
+    """
+
+    learning_rate: Any = number()
+    momentum: Any = number(default=0.9)
+
+    def __post_init__(self) -> None:
+        rate = as_rate(self.learning_rate, "Momentum's learning_rate")
+        object.__setattr__(self, "learning_rate", rate)
+        checks.number(self.momentum, "Momentum's momentum", 0, 1)
+
+    def init(self, params: PyTree) -> MomentumState:
+        """The state before the first step: no velocity."""
+        return MomentumState(_zeros(params), init_count(self.learning_rate))
+
+    def update(
+        self, grads: PyTree, state: MomentumState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, MomentumState]:
+        """The updates, which are the new velocity, and the state after them."""
+        rate, count = rate_at(self.learning_rate, state.count)
+        momentum = jnp.asarray(self.momentum)
+        velocity = jax.tree.map(
+            lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g.astype(v.dtype),
+            state.velocity,
+            grads,
+        )
+        return velocity, MomentumState(velocity, count)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class FromOptax:
+    """Any Optax factory as a rule whose numbers are leaves: another number compiles nothing.
+
+    `FromOptax(optax.adamw, learning_rate=1e-3, weight_decay=1e-4)` builds the transformation inside
+    the compiled run. The factory may be a function of your own that returns a chain. Floats, float
+    arrays and schedules that are pytrees are leaves; an int is one where the parameter's name or
+    annotation makes it a rate; every other int, flag, string and function is static.
+
+    Args:
+      factory: a function of keywords that returns a `GradientTransformation`; static.
+      static: names of numbers to keep out of the trace, for a factory that looks at them.
+      hyperparameters: the factory's keywords.
+
+    Raises:
+      TypeError: a keyword that the factory does not take, or a number that it looks at while it is
+        traced (the sentence names `static=`).
+      ValueError: a negative or NaN learning rate.
+
+    >>> rule = jaxsgd.FromOptax(optax.adamw, learning_rate=1e-3, nesterov=True)
+    >>> jax.tree.leaves(rule)
+    [0.001]
+    """
+
+    factory: Callable[..., Any]
+    numbers: dict[str, Any]
+    options: dict[str, Any]
+
+    def __init__(
+        self, factory: Callable[..., Any], *, static: tuple[str, ...] = (), **hyperparameters: Any
+    ):
+        name = getattr(factory, "__name__", repr(factory))
+        parameters = _parameters(factory, name, hyperparameters, static)
+        numbers = {k: v for k, v in hyperparameters.items()
+                   if k not in static and _is_number(v, parameters.get(k))}  # fmt: skip
+        for key, value in numbers.items():
+            if key == "learning_rate" and not callable(value):
+                checks.number(value, f"{name}'s {key}")
+        options = {k: v for k, v in hyperparameters.items() if k not in numbers}
+        for key, value in options.items():
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(f"{name}'s {key} is a {type(value).__name__}, which cannot be part of a compiled program's name; hand it over inside a function of your own") from None  # noqa: E501  # fmt: skip
+        self.__dict__.update(factory=factory, numbers=numbers, options=options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"FromOptax is frozen; cannot set {name}")
+
+    def __repr__(self) -> str:
+        name = getattr(self.factory, "__name__", repr(self.factory))
+        return ", ".join([f"FromOptax({name}", *(f"{k}={v!r}" for k, v in (self.numbers | self.options).items())]) + ")"  # noqa: E501  # fmt: skip
+
+    def init(self, params: PyTree) -> PyTree:
+        """The transformation's state, its accumulators in the accumulator's dtype."""
+        return _init(self._build(params), params)
+
+    def update(
+        self, grads: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        """The transformation's updates, and the state after them."""
+        return _update(self._build(grads), grads, state, params, extra)
+
+    def _build(self, tree: PyTree) -> Any:
+        dtype = accumulator_of(tree)
+
+        def cast(value: Any) -> Any:
+            value = jnp.asarray(value)
+            return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+        numbers = {k: v if callable(v) else jax.tree.map(cast, v) for k, v in self.numbers.items()}
+        try:
+            return self.factory(**numbers, **self.options)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise TypeError(
+                f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) while "
+                "it is traced; name that number in static=(...), and it compiles anew for each value"
+            ) from error
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
+        children = [(NumberKey(k), v) for k, v in self.numbers.items()]
+        return children, (self.factory, tuple(self.numbers), tuple(self.options.items()))
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> "FromOptax":
+        rule = object.__new__(cls)
+        factory, names, options = aux
+        numbers = dict(zip(names, children, strict=True))
+        rule.__dict__.update(factory=factory, numbers=numbers, options=dict(options))
+        return rule
+
+
+@part
+class Transformation:
+    """An Optax transformation handed over ready-made: static, told apart by its functions' identity.
+
+    Its numbers are constants of the compiled run: each new transformation compiles again. A solver
+    makes one of `rule=optax.adam(1e-3)`; `FromOptax(optax.adam, learning_rate=1e-3)` keeps the rate
+    a leaf.
+
+    >>> rule = jaxsgd.as_rule(optax.adam(1e-3))
+    >>> jax.tree.leaves(rule)
+    []
+    """
+
+    transformation: Any = static()
+
+    def init(self, params: PyTree) -> PyTree:
+        """The transformation's state, its accumulators in the accumulator's dtype."""
+        return _init(self.transformation, params)
+
+    def update(
+        self, grads: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        """The transformation's updates, and the state after them."""
+        return _update(self.transformation, grads, state, params, extra)
+
+
+def as_rule(rule: Any) -> Rule:
+    """A rule as it is, a ready-made Optax transformation as a static part.
+
+    Raises:
+      TypeError: what is given has no `init` and `update`.
+    """
+    if isinstance(rule, optax.GradientTransformation):
+        return Transformation(rule)
+    if isinstance(rule, type) or not (hasattr(rule, "init") and hasattr(rule, "update")):
+        raise TypeError(f"rule is {rule!r}, expected a rule, such as jaxsgd.SGD(0.1), or an Optax transformation, such as optax.adam(1e-3)")  # noqa: E501  # fmt: skip
+    return rule
+
+
+def _init(transformation: Any, params: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: strong(jnp.asarray(x)), transformation.init(accumulate(params)))
+
+
+def _update(
+    transformation: Any, grads: PyTree, state: PyTree, params: PyTree, extra: dict[str, Any]
+) -> tuple[PyTree, PyTree]:
+    transformation = optax.with_extra_args_support(transformation)
+    updates, new = transformation.update(accumulate(grads), state, accumulate(params), **extra)
+    return updates, jax.tree.map(_as_before, new, state)
+
+
+def _as_before(new: Any, old: jax.Array) -> jax.Array:
+    """A leaf of a state in the dtype it had: one that a step promotes would break the scan."""
+    new = jnp.asarray(new)
+    return strong(new if new.dtype == old.dtype else new.astype(old.dtype))
+
+
+def _zeros(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, accumulate(params))
+
+
+def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> dict[str, Any]:
+    try:
+        parameters = dict(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        return {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in given:
+        if key not in parameters and not takes_any:
+            raise TypeError(f"{name} takes no {key!r}; it takes {', '.join(parameters)}")
+    for key in static:
+        if key not in given:
+            raise TypeError(f"static names {key!r}, which is not among the keywords given to {name}")
+    return parameters
+
+
+def _is_number(value: Any, parameter: inspect.Parameter | None) -> bool:
+    """Whether a hyperparameter is a leaf."""
+    if isinstance(value, bool | np.bool_ | str | None):
+        return False
+    if callable(value):
+        return not jax.tree_util.all_leaves([value])  # a schedule that is a pytree
+    if isinstance(value, int | np.integer):
+        annotation = str(parameter.annotation) if parameter is not None else ""
+        name = parameter.name if parameter is not None else ""
+        return "learning_rate" in name or "float" in annotation or "ScalarOrSchedule" in annotation
+    return isinstance(value, float | np.floating | np.ndarray | jax.Array)

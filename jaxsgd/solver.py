@@ -1,0 +1,127 @@
+"""The training step: which rows, their gradient, the update."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsgd import checks
+from jaxsgd.gradients import Minibatch
+from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
+from jaxsgd.pairs import Batch, Info, PyTree, State, accumulate, as_callable, part, strong
+from jaxsgd.rules import as_rule
+from jaxsgd.samplers import for_rows
+
+
+@part
+class Solver:
+    """A training step made of parts, an ordinary argument of a jitted function.
+
+    `params' = params + rule(grad(loss on batch + penalty))`. Numbers of its parts (rates, momenta,
+    penalties) are leaves, to be changed, vmapped and differentiated without another compilation.
+
+    Args:
+      gradient: a gradient such as `Minibatch(loss)`, or a loss, which becomes one.
+      sampler: which rows a step takes; its size is filled in from the data.
+      rule: a rule, or any Optax transformation.
+      penalty: None, or a function `params -> scalar`, such as `L2(1e-3)`, added once a step.
+
+    Raises:
+      TypeError: a part that is none.
+
+    >>> solver = jaxsgd.Solver(lambda w, row: (row[0] * w - row[1]) ** 2,
+    ...                        jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
+    >>> data = jnp.arange(4.0), 3 * jnp.arange(4.0)
+    >>> state = solver.init(jnp.zeros(()), data, key=jax.random.key(0))
+    >>> state, trace = jaxsgd.run(solver, state, data, steps=20)
+    >>> round(float(state.params), 3), trace.loss.shape
+    (3.0, (20,))
+    """
+
+    gradient: Any
+    sampler: Any
+    rule: Any
+    penalty: Any = None
+
+    def __post_init__(self) -> None:
+        is_loss = isinstance(self.gradient, RowLoss | RowsLoss | BatchLoss)
+        if is_loss or not hasattr(self.gradient, "update"):
+            object.__setattr__(self, "gradient", Minibatch(self.gradient))
+        if isinstance(self.sampler, type) or not hasattr(self.sampler, "batch"):
+            raise TypeError(f"sampler is {self.sampler!r}, expected one such as jaxsgd.Shuffled(64)")
+        object.__setattr__(self, "rule", as_rule(self.rule))
+        if self.penalty is not None:
+            object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
+
+    def sampler_for(self, data: PyTree) -> Any:
+        """The sampler, its size filled in from the data (static)."""
+        return for_rows(self.sampler, checks.rows(data))
+
+    def init(self, params: PyTree, data: PyTree, *, key: jax.Array, carry: PyTree = None) -> State:
+        """The state before the first step. It owns its buffers: params, data and key stay alive.
+
+        Args:
+          params: a pytree of float arrays.
+          data: a pytree of arrays that share their leading axis; only shapes are read.
+          key: a typed key, or a legacy `PRNGKey`; folded with a constant of its own for each part.
+          carry: the model state that a `stateful` loss starts from.
+
+        Raises:
+          TypeError: a params leaf that is no float array, data that are no arrays, no key.
+          ValueError: data of different lengths or without rows, a batch size above the rows.
+        """
+        checks.params(params)
+        sampler = self.sampler_for(data)
+        key = checks.key(key)
+        params, carry = jax.tree.map(_copy, (params, carry))
+        gradient_key = jax.random.fold_in(key, 1)
+        return State(
+            params=params,
+            step=jnp.zeros((), jnp.int32),
+            rule=jax.tree.map(_copy, self.rule.init(params)),
+            sampler=sampler.init(jax.random.fold_in(key, 0)),
+            gradient=self.gradient.init(params, data, gradient_key, carry),
+        )
+
+    def step(self, state: State, data: PyTree) -> tuple[State, Info]:
+        """One step on the sampler's next batch: the new state, and what there is to tell."""
+        batch, sampler = self.sampler_for(data).update(state.sampler)
+        return self.step_on(state._replace(sampler=sampler), data, batch)
+
+    def step_on(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
+        """One step on a batch of your own: rows of `data` with weights. The sampler stands still."""
+        params = state.params
+        estimate, gradient = self.gradient.update(params, data, batch, state.gradient)
+        penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
+        if self.penalty is not None:
+            penalty, slope = jax.value_and_grad(self._penalty)(accumulate(params))
+            grads = jax.tree.map(jnp.add, grads, slope)
+
+        def value_fn(params: PyTree) -> jax.Array:
+            loss = self.gradient.value(params, data, batch, state.gradient)
+            return loss if self.penalty is None else loss + self._penalty(params)
+
+        value = estimate.loss + penalty
+        extra = {"value": value, "grad": grads, "value_fn": value_fn}
+        updates, rule = self.rule.update(grads, state.rule, params, **extra)
+        info = Info(state.step, estimate.loss, penalty, _norm(grads), _norm(updates), estimate.aux)
+        params = optax.apply_updates(params, updates)
+        return State(params, state.step + 1, rule, state.sampler, gradient), info
+
+    def _penalty(self, params: PyTree) -> jax.Array:
+        penalty = self.penalty(params)
+        if jnp.shape(penalty) != ():
+            raise TypeError(f"penalty {self.penalty!r} returned an array of shape {jnp.shape(penalty)}, expected a scalar")  # noqa: E501  # fmt: skip
+        return penalty
+
+
+def _copy(leaf: Any) -> jax.Array:
+    """A strong-typed buffer of one's own, so that a state can be donated."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return jnp.copy(leaf)
+    return strong(jnp.array(leaf, copy=True))
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(accumulate(tree))))

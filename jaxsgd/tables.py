@@ -1,0 +1,116 @@
+"""Rows from a user's file: CSV, Parquet or NPZ, as float features and a target.
+
+For the command. What does not fit is told in one sentence that names the column and the line.
+"""
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class TableError(Exception):
+    """One sentence on what is wrong with a user's file."""
+
+
+class Table(NamedTuple):
+    """Rows of numbers, and what is to be predicted."""
+
+    names: list[str]
+    features: np.ndarray  # float32[n, d]
+    target: np.ndarray | None  # [n], as read: numbers, booleans or text
+
+
+def read(path: str, *, target: str | None, names: list[str] | None = None) -> Table:
+    """Read a table; `names` are the feature columns wanted, all but the target where None."""
+    file = Path(path)
+    if not file.is_file():
+        raise TableError(f"{path} is no file, expected a .csv, .parquet or .npz file")
+    columns = _read_npz(file, target) if file.suffix == ".npz" else _read_frame(file)
+    if target is not None and target not in columns:
+        raise TableError(f"{path} has no column {target!r}; it has {', '.join(columns)}")
+    if names is None:
+        names = [name for name in columns if name != target]
+        if not names:
+            raise TableError(f"{path} has no column beside the target {target!r}, expected features")
+    for name in names:
+        if name not in columns:
+            raise TableError(f"{path} has no column {name!r}, which the model was trained on; it has {', '.join(columns)}")  # noqa: E501  # fmt: skip
+    if len(next(iter(columns.values()))) == 0:
+        raise TableError(f"{path} has no rows below its header, expected at least one")
+    features = np.stack([_numbers(file, name, columns[name]) for name in names], axis=1)
+    wanted = None if target is None else _complete(file, target, columns[target])
+    return Table(names, features, wanted)
+
+
+def _read_frame(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import pandas
+    except ImportError as error:
+        raise TableError("reading tables needs pandas: pip install 'jaxsgd[cli]'") from error
+    if file.suffix not in (".csv", ".parquet"):
+        raise TableError(f"{file} ends in {file.suffix!r}, expected .csv, .parquet or .npz")
+    try:
+        frame = pandas.read_csv(file, index_col=False) if file.suffix == ".csv" else pandas.read_parquet(file)  # noqa: E501  # fmt: skip
+    except (ValueError, OSError, ImportError) as error:  # pandas' own errors are ValueErrors
+        told = " ".join(str(error).split())
+        raise TableError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
+    return {str(name): frame[name].to_numpy() for name in frame.columns}
+
+
+def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            loaded = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise TableError(f"{file} could not be read as npz: {error}") from error
+    for name, array in loaded.items():
+        if array.ndim not in (1, 2) or (name == target and array.ndim != 1):
+            raise TableError(f"{file}: array {name!r} has shape {array.shape}, expected {'(rows,)' if name == target else '(rows,) or (rows, features)'}")  # noqa: E501  # fmt: skip
+        split = array.ndim == 2
+        columns |= {f"{name}[{j}]": array[:, j] for j in range(array.shape[1])} if split else {name: array}  # noqa: E501  # fmt: skip
+    lengths = {name: len(array) for name, array in loaded.items()}
+    if len(set(lengths.values())) != 1:
+        raise TableError(f"{file}: expected arrays with one row each, found lengths {lengths}")
+    return columns
+
+
+def _complete(file: Path, name: str, column: np.ndarray) -> np.ndarray:
+    missing = [v is None or v != v for v in column.tolist()]  # noqa: PLR0124, NaN and NaT differ from themselves
+    if any(missing):
+        raise TableError(f"{file}: column {name!r} is empty in {_line(file, missing.index(True))}, expected a value in every row")  # noqa: E501  # fmt: skip
+    return column
+
+
+def _numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
+    _complete(file, name, column)
+    if column.dtype.kind in "biuf":
+        numbers = column.astype(np.float32)
+    else:
+        for row, value in enumerate(column.tolist()):
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise TableError(f"{file}: column {name!r} holds {value!r} in {_line(file, row)}, expected a number; drop the column or encode it as numbers") from None  # noqa: E501  # fmt: skip
+        numbers = column.astype(np.float64).astype(np.float32)
+    infinite = ~np.isfinite(numbers)
+    if infinite.any():
+        row = int(infinite.argmax())
+        raise TableError(f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected a finite 32-bit number")  # noqa: E501  # fmt: skip
+    return numbers
+
+
+def _line(file: Path, row: int) -> str:
+    """Where a row stands: the line of a CSV file, blank lines and quoted line breaks counted."""
+    if file.suffix != ".csv":
+        return f"row {row + 1}"
+    with file.open(newline="") as lines:
+        reader: Any = csv.reader(lines)
+        records = (reader.line_num for record in reader if record)
+        for number, line in enumerate(records):
+            if number == row + 1:  # after the header
+                return f"line {line}"
+    return f"row {row + 1}"
