@@ -8,7 +8,7 @@ from jaxsgd.losses import L2, BatchLoss, RowLoss, RowsLoss
 from jaxsgd.models import MLP, Linear, weights_only
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
 from jaxsgd.permutation import permute
-from jaxsgd.rules import SGD, FromOptax, Momentum, as_rule
+from jaxsgd.rules import SGD, FromOptax, Momentum
 from jaxsgd.samplers import FullBatch, Sequential, Shuffled, WithReplacement
 from jaxsgd.solver import Solver
 
@@ -34,7 +34,6 @@ __all__ = [
     "Solver",
     "State",
     "WithReplacement",
-    "as_rule",
     "evaluate",
     "fit",
     "number",

@@ -148,8 +148,12 @@ def _epoch(
     """One epoch, its mean loss, and whether all of it was finite; if not, the state stands still."""
     new, trace = scan_steps(solver, state, data, None, steps)
     finite = jnp.all(jnp.isfinite(trace.loss))
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return kept, jnp.mean(trace.loss), finite
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(new.dtype, jax.dtypes.prng_key)  # stored keys never change
+        return new if is_key else jnp.where(finite, new, old)
+
+    return jax.tree.map(keep, new, state), jnp.mean(trace.loss), finite
 
 
 def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:

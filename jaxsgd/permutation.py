@@ -44,7 +44,7 @@ def permute(key: jax.Array, positions: Any, size: Any) -> jax.Array:
       ValueError: an int `size` below 1 or above 2**31 - 1.
 
     >>> jaxsgd.permute(jax.random.key(0), jnp.arange(-1, 5), 4).tolist()
-    [-1, 1, 0, 3, 2, -1]
+    [-1, 1, 3, 2, 0, -1]
     """
     key, positions = checks.key(key), _integers(positions, "positions")
     if isinstance(size, jax.Array | np.ndarray):

@@ -231,7 +231,7 @@ class Transformation:
     makes one of `rule=optax.adam(1e-3)`; `FromOptax(optax.adam, learning_rate=1e-3)` keeps the rate
     a leaf.
 
-    >>> rule = jaxsgd.as_rule(optax.adam(1e-3))
+    >>> rule = jaxsgd.Solver(lambda p, row: p, jaxsgd.FullBatch(), optax.adam(1e-3)).rule
     >>> jax.tree.leaves(rule)
     []
     """

@@ -165,7 +165,7 @@ class Shuffled:
 
     >>> sampler = jaxsgd.Shuffled(2, size=4)
     >>> [sampler.batch(jax.random.key(0), t).index.tolist() for t in range(4)]
-    [[0, 1], [3, 2], [1, 3], [0, 2]]
+    [[1, 3], [2, 0], [1, 2], [0, 3]]
     """
 
     batch_size: int = static()

@@ -1,0 +1,124 @@
+"""The table of parts: a new sampler, gradient, rule or loss joins it and inherits the laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsgd
+
+N, D = 21, 3
+
+
+def problem(dtype=jnp.float32, n=N):
+    """A small least-squares problem: params, data."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, D))
+    y = x @ np.arange(1.0, D + 1) + 0.5 + 0.1 * rng.normal(size=n)
+    params = {"bias": jnp.zeros((), dtype), "weight": jnp.full(D, 0.1, dtype)}
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    return params, (jnp.asarray(x, wide), jnp.asarray(y, wide))
+
+
+def residual(params, row):
+    x, y = row
+    return x @ params["weight"].astype(x.dtype) + params["bias"].astype(x.dtype) - y
+
+
+def loss(params, row):
+    return residual(params, row) ** 2 / 2
+
+
+def noisy(params, row, key):
+    return loss(params, row) * (1 + 0.1 * jax.random.normal(key))
+
+
+def counted(params, rows, carry):
+    return residual(params, rows) ** 2 / 2, 0.9 * carry + 0.1 * jnp.mean(rows[1])
+
+
+def with_aux(params, row):
+    return loss(params, row), {"error": residual(params, row)}
+
+
+def weighted(params, rows, weight):
+    return jnp.sum(weight * residual(params, rows) ** 2) / 2
+
+
+@jaxsgd.part
+class Decay:
+    """A schedule whose constants are leaves."""
+
+    initial: float = jaxsgd.number()
+    decay: float = jaxsgd.number()
+
+    def __call__(self, step):
+        return self.initial / (1 + self.decay * step)
+
+
+def clipped(learning_rate, decay, max_norm):
+    """A user's own factory."""
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm), optax.adamw(learning_rate, weight_decay=decay)
+    )
+
+
+BATCH = 8
+SAMPLERS = {
+    "full": jaxsgd.FullBatch(),
+    "sequential": jaxsgd.Sequential(BATCH),
+    "shuffled": jaxsgd.Shuffled(BATCH),
+    "shuffled drop_last": jaxsgd.Shuffled(BATCH, drop_last=True),
+    "with replacement": jaxsgd.WithReplacement(BATCH),
+}
+WITHOUT_REPLACEMENT = {
+    "full": lambda b, n: jaxsgd.FullBatch(size=n),
+    "sequential": lambda b, n: jaxsgd.Sequential(b, size=n),
+    "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
+}
+RANDOM = {
+    "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
+    "with replacement": lambda b, n: jaxsgd.WithReplacement(b, size=n),
+}
+# name: (gradient, initial carry)
+GRADIENTS = {
+    "row": (jaxsgd.Minibatch(loss), None),
+    "aux": (jaxsgd.Minibatch(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
+    "keyed": (jaxsgd.Minibatch(jaxsgd.RowLoss(noisy, keyed=True)), None),
+    "stateful": (jaxsgd.Minibatch(jaxsgd.RowsLoss(counted, stateful=True)), 0.0),
+    "batch": (jaxsgd.Minibatch(jaxsgd.BatchLoss(weighted)), None),
+}
+# name: a function of the learning rate
+RULES = {
+    "sgd": lambda a: jaxsgd.SGD(a),
+    "sgd schedule": lambda a: jaxsgd.SGD(Decay(a, 0.1)),
+    "momentum": lambda a: jaxsgd.Momentum(a, 0.5),
+    "momentum schedule": lambda a: jaxsgd.Momentum(Decay(a, 0.1), 0.5),
+    "adamw": lambda a: jaxsgd.FromOptax(optax.adamw, learning_rate=a, weight_decay=0.01),
+    "own factory": lambda a: jaxsgd.FromOptax(clipped, learning_rate=a, decay=0.01, max_norm=1.0),
+}
+
+
+def solvers(learning_rate=0.1):
+    """(name, solver, carry): each sampler, gradient and rule once, beside plain others."""
+    for name, sampler in SAMPLERS.items():
+        yield name, jaxsgd.Solver(loss, sampler, jaxsgd.SGD(learning_rate)), None
+    for name, (gradient, carry) in GRADIENTS.items():
+        yield name, jaxsgd.Solver(gradient, jaxsgd.Shuffled(BATCH), jaxsgd.SGD(learning_rate)), carry
+    for name, rule in RULES.items():
+        penalty = jaxsgd.L2(0.01)
+        solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(BATCH), rule(learning_rate), penalty)
+        yield name, solver, None
+
+
+def all_solvers(learning_rate=0.1):
+    return {name: (solver, carry) for name, solver, carry in solvers(learning_rate)}
+
+
+NAMES = list(all_solvers())
+
+
+def start(solver, carry, seed=0, dtype=jnp.float32):
+    params, data = problem(dtype)
+    carry = None if carry is None else jnp.asarray(carry, jnp.float32)
+    return solver.init(params, data, key=jax.random.key(seed), carry=carry), data

@@ -1,0 +1,60 @@
+"""Law 12: every code block of the README and every docstring's example runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxsgd
+
+ROOT = Path(__file__).parents[1]
+MODULES = [f"jaxsgd.{m.name}" for m in pkgutil.iter_modules(jaxsgd.__path__)]
+
+
+class NearlyEqual(doctest.OutputChecker):
+    """Compares the numbers of an example to five digits: the last ones differ between machines."""
+
+    number = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
+
+    def check_output(self, want, got, optionflags):
+        numbers = [[float(x) for x in self.number.findall(text)] for text in (want, got)]
+        texts = [" ".join(self.number.sub("#", text).split()) for text in (want, got)]
+        return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    names = {"jax": jax, "jnp": jnp, "optax": optax, "jaxsgd": jaxsgd}
+    runner = doctest.DocTestRunner(checker=NearlyEqual(), verbose=False)
+    for test in doctest.DocTestFinder().find(module, extraglobs=names):
+        runner.run(test)
+    assert runner.failures == 0
+
+
+def test_every_public_name_has_an_example():
+    bare = [
+        name
+        for name in jaxsgd.__all__
+        if callable(getattr(jaxsgd, name))
+        and ">>>" not in (getattr(jaxsgd, name).__doc__ or "")
+        # records and constructors of fields, shown where they are used
+        and name not in {"Batch", "Estimate", "Info", "State", "Result", "Reason", "number", "static"}
+    ]
+    assert not bare
+
+
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)

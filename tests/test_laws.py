@@ -1,0 +1,357 @@
+"""The laws, stated once over the table of parts."""
+
+import contextlib
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsgd
+from tests import table
+
+
+@contextlib.contextmanager
+def no_compilation():
+    """Counts compile events, not cache sizes: the one honest witness."""
+    events = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not events
+
+
+def everything(state, info):
+    return info, state.params
+
+
+def key_data(tree):
+    """Keys as their words, so that trees with keys can be compared."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+# 1 and 2: samplers
+
+
+@pytest.mark.parametrize("name", table.WITHOUT_REPLACEMENT)
+@pytest.mark.parametrize(("n", "b"), [(1, 1), (2, 1), (7, 3), (16, 4), (21, 8), (40, 40), (33, 32)])
+def test_an_epoch_covers_each_row_exactly_once(name, n, b):
+    sampler = table.WITHOUT_REPLACEMENT[name](b, n)
+    steps = jnp.arange(3 * sampler.steps_per_epoch)
+    key = jax.random.key(3)
+    batches = jax.jit(jax.vmap(sampler.batch, (None, 0)))(key, steps)
+    rows = np.asarray(batches.index).reshape(3, -1)
+    valid = np.asarray(batches.weight).reshape(3, -1) > 0
+    for epoch in range(3):
+        assert sorted(rows[epoch][valid[epoch]]) == list(range(n))
+    # padding repeats a row of its own batch
+    for index, weight in zip(batches.index, batches.weight, strict=True):
+        assert set(index[weight == 0].tolist()) <= set(index[weight > 0].tolist())
+    np.testing.assert_allclose(batches.weight.sum(1), 1, rtol=1e-6)
+    if n % sampler.batch_size == 0:
+        assert len(np.unique(batches.weight)) == 1
+    if name == "shuffled" and n >= 16:
+        assert (rows[0] != rows[1]).any()
+        assert (rows[1] != rows[2]).any()
+
+
+@pytest.mark.parametrize("name", table.SAMPLERS)
+def test_update_and_batch_agree_and_the_same_key_repeats(name):
+    sampler = jaxsgd.samplers.for_rows(table.SAMPLERS[name], table.N)
+    key = jax.random.key(5)
+    update, batch = jax.jit(sampler.update), jax.jit(sampler.batch)
+    state = sampler.init(jax.random.clone(key))
+    for t in range(7):
+        drawn, state = update(state)
+        chex.assert_trees_all_equal(drawn, batch(key, t))
+        chex.assert_shape(drawn, (sampler.batch_size,))
+        assert drawn.index.dtype == jnp.int32
+        assert drawn.weight.dtype == jnp.float32
+        assert int(drawn.index.min()) >= 0
+        assert int(drawn.index.max()) < table.N
+
+
+@pytest.mark.parametrize("name", table.RANDOM)
+@pytest.mark.parametrize(("n", "b"), [(5, 2), (10, 4)])
+def test_a_rows_expected_weight_is_the_same_at_every_step(name, n, b):
+    sampler = table.RANDOM[name](b, n)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def weights(step, key):
+        index, weight = sampler.batch(key, step)
+        return jnp.zeros(n).at[index].add(weight)
+
+    for step in range(2 * sampler.steps_per_epoch):  # the short last batch of each epoch included
+        drawn = np.asarray(weights(step, keys), np.float64)
+        error = drawn.std(axis=0) / np.sqrt(len(keys))
+        assert (abs(drawn.mean(axis=0) - 1 / n) < 4.5 * error + 1e-7).all(), step
+
+
+# 3 to 6: runs
+
+
+@pytest.mark.parametrize("name", table.NAMES)
+def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
+    solver, carry = table.all_solvers()[name]
+    state, data = table.start(solver, carry)
+    whole, trace = jaxsgd.run(solver, state, data, 10, everything)
+    cuts = [(1, 9), (4, 6)] if name in ("shuffled", "momentum", "keyed", "stateful") else [(3, 7)]
+    for a, b in cuts:
+        half, first = jaxsgd.run(solver, state, data, a, everything)
+        again, second = jaxsgd.run(solver, half, data, b, everything)
+        chex.assert_trees_all_equal(key_data(whole), key_data(again))
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
+        chex.assert_trees_all_equal(trace, joined)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "with replacement", "keyed", "momentum schedule", "adamw"])
+def test_a_lane_of_a_vmapped_run_follows_the_run_alone(name):
+    solver, carry = table.all_solvers()[name]
+    rates = jnp.array([0.05, 0.1, 0.2])
+    keys = jax.random.split(jax.random.key(1), 3)
+
+    def train(rate, key):
+        solver, _ = table.all_solvers(rate)[name]
+        params, data = table.problem()
+        state = solver.init(params, data, key=key)
+        sampler = solver.sampler_for(data)
+        record = lambda state, info: (sampler.update(state.sampler)[0].index, state.params)  # noqa: E731
+        return jaxsgd.run(solver, state, data, 8, record)
+
+    state, (index, path) = jax.jit(jax.vmap(train))(rates, keys)
+    alone = jax.jit(train)
+    for i in range(3):
+        state_i, (index_i, path_i) = alone(rates[i], keys[i])
+        chex.assert_trees_all_equal(index[i], index_i)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], path), path_i, rtol=2e-5)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], state.params), state_i.params, rtol=2e-5)
+
+
+RATES = [0.3, 1, np.float32(0.2), np.float64(0.25), np.int64(1), jnp.float32(0.1), jnp.asarray(0.15), jnp.int32(1)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd schedule", "momentum", "adamw", "own factory"])
+def test_another_number_key_or_data_of_the_same_shape_compiles_nothing(name):
+    make = lambda rate: table.all_solvers(rate)[name][0]  # noqa: E731
+    state, data = table.start(make(0.5), None)
+    ready = jaxsgd.run(make(0.5), state, data, 6)[1].loss
+    others = [table.start(make(0.5), None, seed=seed)[0] for seed in range(len(RATES))]
+    moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), data)
+    with no_compilation():
+        traces = [jaxsgd.run(make(rate), s, data, 6)[1].loss for rate, s in zip(RATES, others, strict=True)]
+        jaxsgd.run(make(0.5), state, moved, 6)
+        jaxsgd.run(make(0.5), others[0], data, 6)
+    assert not np.array_equal(traces[0], ready)
+    # an int is the float of its value
+    same = jaxsgd.run(make(1.0), others[1], data, 6)[1].loss
+    np.testing.assert_array_equal(traces[1], same)
+
+
+def test_an_argument_that_changes_the_program_does_compile():
+    """The witness of the law above can fail."""
+    solver, _ = table.all_solvers()["sgd"]
+    state, data = table.start(solver, None)
+    with pytest.raises(AssertionError), no_compilation():
+        jaxsgd.run(solver, state, data, 11)
+
+
+def test_a_repeated_fit_compiles_nothing():
+    params, data = table.problem()
+    metrics = {"error": lambda params, row: jnp.abs(table.residual(params, row))}
+
+    def fit(seed, rate, epochs):
+        return jaxsgd.fit(
+            table.loss, params, data, key=jax.random.key(seed), batch_size=table.BATCH, epochs=epochs,
+            learning_rate=rate, validation=data, metrics=metrics, progress=False,
+        )  # fmt: skip
+
+    fit(0, 0.1, 2)
+    with no_compilation():
+        fit(1, 1, 3)
+        fit(2, np.float32(0.01), 1)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "keyed", "momentum schedule", "adamw"])
+def test_a_run_moves_nothing_between_host_and_device(name):
+    solver, carry = table.all_solvers()[name]
+    state, data = table.start(solver, carry)
+    jaxsgd.run(solver, state, data, 5)
+    with jax.transfer_guard("disallow"):
+        jaxsgd.run(solver, state, data, 5)
+
+
+def test_data_and_leaves_of_a_loss_are_arguments_not_constants(monkeypatch):
+    big = jnp.ones((table.N, 40_000))
+    loss = jax.tree_util.Partial(lambda frozen, w, row: jnp.sum(row * frozen * w), jnp.ones(40_000))
+    solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.1))
+    state = solver.init(jnp.zeros(()), big, key=jax.random.key(0))
+    with jax.captured_constants_warn_bytes(0) if hasattr(jax, "captured_constants_warn_bytes") else _option("jax_captured_constants_warn_bytes", 1000):
+        jaxsgd.run(solver, state, big, 2)  # a warning is an error in this suite
+        jaxsgd.evaluate(loss, jnp.zeros(()), big)
+
+
+@contextlib.contextmanager
+def _option(name, value):
+    old = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, old)
+
+
+# 7: keys
+
+
+def test_legacy_keys_are_wrapped_and_draw_the_same():
+    solver, _ = table.all_solvers()["keyed"]
+    params, data = table.problem()
+    legacy = solver.init(params, data, key=jax.random.PRNGKey(0))
+    typed = solver.init(params, data, key=jax.random.key(0))
+    chex.assert_trees_all_equal(key_data(legacy), key_data(typed))
+    with pytest.raises(TypeError, match="key is 0 of type int"):
+        solver.init(params, data, key=0)
+
+
+def test_parts_fold_different_constants():
+    solver, _ = table.all_solvers()["keyed"]
+    state, _ = table.start(solver, None)
+    words = [jax.random.key_data(k).tolist() for k in (state.sampler.key, state.gradient.key, jax.random.key(0))]
+    assert len({tuple(w) for w in words}) == 3
+
+
+def test_suite_runs_with_key_reuse_checks():
+    assert jax.config.jax_debug_key_reuse
+
+
+# 8: dtypes
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ["stateful", "keyed", *table.RULES])
+def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        solver, carry = table.all_solvers()[name]
+        state, data = table.start(solver, carry, dtype=dtype)
+        after, info = jaxsgd.run(solver, state, data, 3, lambda state, info: info)
+        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(dtype)}
+        assert {x.dtype for x in (info.loss, info.penalty, info.grad_norm, info.update_norm)} == {jnp.dtype(wide)}
+        for leaf in jax.tree.leaves(after.rule):
+            assert leaf.dtype in (wide, jnp.int32)
+        assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(after))
+
+
+def test_float32_parameters_in_x64_mode():
+    with jax.enable_x64(True):
+        for name in ("momentum schedule", "own factory", "shuffled"):
+            solver, carry = table.all_solvers()[name]
+            state, data = table.start(solver, carry, dtype=jnp.float32)
+            after, trace = jaxsgd.run(solver, state, data, 3)
+            assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.float32)}
+            assert trace.loss.dtype == jnp.float32
+
+
+def test_a_decay_beside_bfloat16_parameters_is_not_one():
+    rule = jaxsgd.Momentum(0.0, 0.999)
+    state = rule.init(jnp.ones((), jnp.bfloat16))
+    state = state._replace(velocity=jnp.float32(1.0))
+    updates, _ = jax.jit(rule.update)(jnp.zeros((), jnp.bfloat16), state)
+    assert updates.dtype == jnp.float32
+    assert float(updates) == pytest.approx(0.999, abs=1e-6)
+
+
+def test_own_parts_promote_neither_dtypes_nor_ranks():
+    for name in ("shuffled", "sequential", "full", "momentum schedule", "sgd"):
+        solver, carry = table.all_solvers()[name]
+        state, data = table.start(solver, carry)
+        with jax.numpy_rank_promotion("raise"):
+            jaxsgd.run(solver, state, data, 2)
+
+
+# 9: donation
+
+
+@pytest.mark.parametrize("name", table.NAMES)
+def test_no_two_leaves_of_a_state_share_a_buffer_and_none_is_the_callers(name):
+    solver, carry = table.all_solvers()[name]
+    params, data = table.problem()
+    params["bias"] = params["bias"] + 0
+    key = jax.random.key(0)
+    carry = None if carry is None else jnp.float32(carry)
+    state = solver.init(params, data, key=key, carry=carry)
+    pointers = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(key_data(tree))]  # noqa: E731
+    own, callers = pointers(state), pointers((params, data, key, carry))
+    # key_data copies, so keys are held against each other by identity of their buffers
+    assert len(set(own)) == len(own)
+    assert not set(own) & set(callers)
+    jax.jit(lambda s: jax.tree.map(lambda x: x, s), donate_argnums=0)(state)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key, carry)))
+
+
+def test_after_fit_the_callers_arrays_are_alive_and_run_donates_nothing():
+    params, data = table.problem()
+    key = jax.random.key(0)
+    jaxsgd.fit(table.loss, params, data, key=key, batch_size=8, epochs=2, learning_rate=0.1, progress=False)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key)))
+    solver, _ = table.all_solvers()["momentum"]
+    state, data = table.start(solver, None)
+    jaxsgd.run(solver, state, data, 2)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+# 10: trajectories
+
+
+def plain_loop(rule, params, data, index, weight, rates):
+    """Momentum and SGD by hand in float64: each update from the gradient of the old parameters."""
+    x, y = (np.asarray(a, np.float64) for a in data)
+    w, b = np.asarray(params["weight"], np.float64), float(params["bias"])
+    velocity, path = np.zeros(len(w) + 1), []
+    for i, v, rate in zip(index, weight, rates, strict=True):
+        residual = x[i] @ w + b - y[i]
+        grads = np.append(x[i].T @ (v * residual), np.sum(v * residual))
+        momentum = 0.5 if rule.startswith("momentum") else 0.0
+        velocity = momentum * velocity - rate * grads
+        w, b = w + velocity[:-1], b + velocity[-1]
+        path.append(np.append(w, b))
+    return np.array(path)
+
+
+@pytest.mark.parametrize("rule", ["sgd schedule", "momentum schedule"])
+def test_a_rules_trajectory_is_that_of_a_plain_loop(rule):
+    with jax.enable_x64(True):
+        params, data = table.problem(jnp.float64)
+        solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), table.RULES[rule](0.2))
+        state = solver.init(params, data, key=jax.random.key(0))
+        record = lambda state, info: jnp.append(state.params["weight"], state.params["bias"])  # noqa: E731
+        _, path = jaxsgd.run(solver, state, data, 50, record)
+        sampler = solver.sampler_for(data)
+        batches = jax.vmap(sampler.batch, (None, 0))(state.sampler.key, jnp.arange(50))
+        rates = 0.2 / (1 + 0.1 * np.arange(50.0))
+        expected = plain_loop(rule, params, data, *map(np.asarray, batches), rates)
+        np.testing.assert_allclose(path, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_sgd_and_momentum_are_optaxs_where_the_definitions_coincide():
+    params, data = table.problem()
+    for ours, theirs in [(jaxsgd.SGD(0.1), optax.sgd(0.1)), (jaxsgd.Momentum(0.1, 0.9), optax.sgd(0.1, momentum=0.9))]:
+        final = []
+        for rule in (ours, theirs):
+            solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), rule)
+            state = solver.init(params, data, key=jax.random.key(0))
+            final.append(jaxsgd.run(solver, state, data, 50)[0].params)
+        chex.assert_trees_all_close(*final, rtol=1e-5)
