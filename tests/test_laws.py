@@ -107,9 +107,8 @@ def test_a_rows_expected_weight_is_the_same_at_every_step(name, n, b):
 def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
     solver, carry = table.all_solvers()[name]
     state, data = table.start(solver, carry)
-    whole, trace = jaxsgd.run(solver, state, data, 10, everything)
-    cuts = [(1, 9), (4, 6)] if name in ("shuffled", "momentum", "keyed", "stateful") else [(3, 7)]
-    for a, b in cuts:
+    whole, trace = jaxsgd.run(solver, state, data, 8, everything)
+    for a, b in [(4, 4), (1, 7)] if name == "shuffled" else [(4, 4)]:
         half, first = jaxsgd.run(solver, state, data, a, everything)
         again, second = jaxsgd.run(solver, half, data, b, everything)
         chex.assert_trees_all_equal(key_data(whole), key_data(again))
@@ -117,7 +116,7 @@ def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
         chex.assert_trees_all_equal(trace, joined)
 
 
-@pytest.mark.parametrize("name", ["shuffled", "with replacement", "keyed", "momentum schedule", "adamw"])
+@pytest.mark.parametrize("name", ["shuffled", "keyed", "adamw"])
 def test_a_lane_of_a_vmapped_run_follows_the_run_alone(name):
     solver, carry = table.all_solvers()[name]
     rates = jnp.array([0.05, 0.1, 0.2])
@@ -193,24 +192,20 @@ def test_a_run_moves_nothing_between_host_and_device(name):
         jaxsgd.run(solver, state, data, 5)
 
 
-def test_data_and_leaves_of_a_loss_are_arguments_not_constants(monkeypatch):
-    big = jnp.ones((table.N, 40_000))
-    loss = jax.tree_util.Partial(lambda frozen, w, row: jnp.sum(row * frozen * w), jnp.ones(40_000))
+def test_data_and_leaves_of_a_loss_are_arguments_not_constants():
+    big = jnp.ones((table.N, 1000))
+    loss = jax.tree_util.Partial(lambda frozen, w, row: jnp.sum(row * frozen * w), jnp.ones(1000))
     solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.1))
     state = solver.init(jnp.zeros(()), big, key=jax.random.key(0))
-    with jax.captured_constants_warn_bytes(0) if hasattr(jax, "captured_constants_warn_bytes") else _option("jax_captured_constants_warn_bytes", 1000):
+    old = jax.config.jax_captured_constants_warn_bytes
+    jax.config.update("jax_captured_constants_warn_bytes", 1000)
+    try:
         jaxsgd.run(solver, state, big, 2)  # a warning is an error in this suite
         jaxsgd.evaluate(loss, jnp.zeros(()), big)
-
-
-@contextlib.contextmanager
-def _option(name, value):
-    old = getattr(jax.config, name)
-    jax.config.update(name, value)
-    try:
-        yield
+        with pytest.warns(UserWarning, match="constant"):  # the witness can fail
+            jax.jit(lambda w: jnp.sum(big * w))(1.0)
     finally:
-        jax.config.update(name, old)
+        jax.config.update("jax_captured_constants_warn_bytes", old)
 
 
 # 7: keys

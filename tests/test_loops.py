@@ -1,0 +1,146 @@
+"""run and evaluate: what they keep, what they cost, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsgd
+from jaxsgd import loops
+from jaxsgd.pairs import as_arguments
+from tests import table
+
+
+def simple(sampler=None):
+    solver = jaxsgd.Solver(table.loss, sampler or jaxsgd.Shuffled(8), jaxsgd.SGD(0.1), jaxsgd.L2(0.1))
+    return solver, *table.start(solver, None)
+
+
+def test_record_keeps_the_step_that_ends_each_window():
+    solver, state, data = simple()
+    _, every_step = jaxsgd.run(solver, state, data, 12, lambda state, info: (info, state.params))
+    after, windows = jaxsgd.run(solver, state, data, 12, lambda state, info: (info, state.params), every=4)
+    picked = jax.tree.map(lambda x: x[3::4], every_step)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), windows, picked)
+    assert windows[0].step.tolist() == [3, 7, 11]
+    _, plain = jaxsgd.run(solver, after, data, 4, every=2)
+    assert plain.step.tolist() == [13, 15]
+    assert plain.grad_norm is None
+    _, none = jaxsgd.run(solver, state, data, 0)
+    assert none.loss.shape == (0,)
+
+
+def test_info_tells_what_a_step_did():
+    solver, state, data = simple(jaxsgd.FullBatch())
+    after, info = jax.jit(solver.step)(state, data)
+    params = state.params
+    mean_loss = lambda p: jnp.mean(jax.vmap(table.loss, (None, 0))(p, data))  # noqa: E731
+    grads = jax.grad(lambda p: mean_loss(p) + solver.penalty(p))(params)
+    norm = lambda tree: jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))  # noqa: E731
+    np.testing.assert_allclose(info.loss, mean_loss(params), rtol=1e-6)
+    np.testing.assert_allclose(info.penalty, 0.05 * 3 * 0.1**2, rtol=1e-6)
+    np.testing.assert_allclose(info.grad_norm, norm(grads), rtol=1e-6)
+    moved = jax.tree.map(jnp.subtract, after.params, params)
+    np.testing.assert_allclose(info.update_norm, norm(moved), rtol=1e-5)
+    assert (int(info.step), int(after.step)) == (0, 1)
+
+
+def test_what_nobody_records_costs_nothing():
+    solver, state, data = simple()
+
+    def text(record):
+        args = as_arguments((solver, state, data, record))
+        lowered = loops._run.lower(*args, windows=5, every=1)
+        return lowered.compile().as_text()
+
+    keep = loops.as_callable(lambda state, info: (info.loss, info.grad_norm), "record")
+    assert "sqrt" in text(keep)  # the norm's root: the witness can fail
+    assert "sqrt" not in text(None)
+
+
+def test_the_learning_rate_can_be_differentiated_through_a_run():
+    _, state, data = simple()
+
+    def final(rate):
+        solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.Momentum(rate, 0.5))
+        state, _ = jaxsgd.run(solver, solver.init(table.problem()[0], data, key=jax.random.key(0)), data, 6)
+        return jnp.mean(jax.vmap(table.loss, (None, 0))(state.params, data))
+
+    slope = jax.jit(jax.grad(final))(0.05)
+    difference = (final(0.051) - final(0.049)) / 0.002
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)
+    assert slope < 0
+
+
+def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
+    seen = {}
+
+    class Probe:
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params, *, value, grad, value_fn, **_):
+            again, slope = jax.value_and_grad(value_fn)(params)
+            seen["value"], seen["again"] = value, again
+            seen["grads"], seen["slope"] = grads, slope
+            return grads, state
+
+    for name, (gradient, carry) in table.GRADIENTS.items():
+        solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(8), Probe(), jaxsgd.L2(0.1))
+        state, data = table.start(solver, carry)
+        solver.step(state, data)
+        np.testing.assert_allclose(seen["value"], seen["again"], rtol=1e-6, err_msg=name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen["grads"], seen["slope"])
+
+
+def test_step_on_takes_a_batch_of_ones_own():
+    solver, state, data = simple()
+    batch, _ = solver.sampler_for(data).update(state.sampler)
+    own, _ = solver.step_on(state, data, batch)
+    drawn, _ = solver.step(state, data)
+    np.testing.assert_array_equal(own.params["weight"], drawn.params["weight"])
+    assert int(own.sampler.step) == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 21, 1024])
+def test_evaluate_is_the_exact_mean_over_all_rows(batch_size):
+    params, data = table.problem()
+    residual = table.residual(params, data)
+    metrics = {
+        "loss": table.loss,
+        "batched": jaxsgd.RowsLoss(lambda params, rows: table.residual(params, rows) ** 2 / 2),
+        "big": lambda params, row: jnp.abs(table.residual(params, row)) > 1,
+        "vector": lambda params, row: row[0],
+    }
+    means = jaxsgd.evaluate(metrics, params, data, batch_size=batch_size)
+    np.testing.assert_allclose(means["loss"], np.mean(residual**2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(means["batched"], means["loss"], rtol=1e-6)
+    assert float(means["big"]) == pytest.approx(float((abs(residual) > 1).mean()), rel=1e-6)
+    np.testing.assert_allclose(means["vector"], data[0].mean(0), rtol=1e-5, atol=1e-6)
+    single = jaxsgd.evaluate(lambda params, row, carry: row[1] * carry, params, data, carry=jnp.float32(2))
+    np.testing.assert_allclose(single, 2 * data[1].mean(), rtol=1e-5)
+
+
+def test_evaluate_keeps_an_infinite_row_infinite():
+    value = jaxsgd.evaluate(lambda p, y: y, jnp.zeros(()), jnp.array([1.0, 2.0, jnp.inf]), batch_size=2)
+    assert value == jnp.inf
+
+
+def test_refusals():
+    solver, state, data = simple()
+    params = state.params
+    with pytest.raises(ValueError, match="steps is 10, expected a multiple of every, which is 4"):
+        jaxsgd.run(solver, state, data, 10, every=4)
+    with pytest.raises(TypeError, match="steps is 1.5"):
+        jaxsgd.run(solver, state, data, 1.5)
+    with pytest.raises(TypeError, match="BatchLoss"):
+        jaxsgd.evaluate(jaxsgd.BatchLoss(table.weighted), params, data)
+    with pytest.raises(TypeError, match="metric 'a' is keyed"):
+        jaxsgd.evaluate({"a": jaxsgd.RowLoss(table.noisy, keyed=True)}, params, data)
+    with pytest.raises(TypeError, match="sampler is 8"):
+        jaxsgd.Solver(table.loss, 8, jaxsgd.SGD(0.1))
+    with pytest.raises(TypeError, match="rule is 0.1"):
+        jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), 0.1)
+    with pytest.raises(TypeError, match="penalty"):
+        bad = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), lambda params: params["weight"])
+        bad.step(state, data)

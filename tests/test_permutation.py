@@ -1,0 +1,283 @@
+"""The keyed bijection: a permutation for every size, and as random as its uses need."""
+
+from functools import cache, partial
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import jaxsgd
+from jaxsgd.permutation import permute_epoch
+
+LARGEST = 2**31 - 1
+
+
+# a bijection
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 127, 128, 1000, 1001, 70_001])
+def test_static_sizes_are_permuted_and_the_same_key_repeats(size):
+    positions = jnp.arange(size)
+    rows = jaxsgd.permute(jax.random.key(1), positions, size)
+    assert rows.dtype == jnp.int32
+    np.testing.assert_array_equal(np.sort(rows), np.arange(size))
+    np.testing.assert_array_equal(rows, jaxsgd.permute(jax.random.key(1), positions, size))
+    if size >= 64:
+        assert (rows != jaxsgd.permute(jax.random.key(2), positions, size)).any()
+        assert (rows != positions).any()
+
+
+def test_traced_sizes_are_permuted_as_static_ones_are():
+    sizes = np.append(np.arange(1, 301), [1000, 1001])
+    key, positions = jax.random.key(1), jnp.arange(1001)
+    rows = np.asarray(jaxsgd.permute(key, positions, sizes[:, None]))
+    assert rows.shape == (len(sizes), len(positions))
+    for size, row in zip(sizes, rows, strict=True):
+        np.testing.assert_array_equal(np.sort(row[:size]), np.arange(size), err_msg=str(size))
+        assert (row[size:] == -1).all()
+    for size in (1, 2, 3, 7, 64, 128, 300, 1000, 1001):
+        static = jaxsgd.permute(key, positions, size)
+        np.testing.assert_array_equal(rows[sizes == size][0], static)
+    mapped = jax.jit(jax.vmap(jaxsgd.permute, (None, None, 0)))(key, positions[:10], sizes)
+    np.testing.assert_array_equal(mapped, rows[:, :10])
+
+
+def test_the_largest_size_stays_distinct_and_in_range():
+    positions = np.append(np.linspace(0, LARGEST - 1, 5000, dtype=np.int64), np.arange(1, 1000))
+    rows = jaxsgd.permute(jax.random.key(1), positions, LARGEST)
+    traced = jaxsgd.permute(jax.random.key(1), positions, jnp.array(LARGEST))
+    np.testing.assert_array_equal(rows, traced)
+    assert len(np.unique(rows)) == len(positions)
+    assert rows.min() >= 0
+    assert rows.max() < LARGEST
+    assert scipy.stats.kstest(np.asarray(rows) / LARGEST, "uniform").pvalue > 1e-3
+
+
+# arguments
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64])
+def test_positions_of_any_integer_dtype_and_shape(dtype):
+    limits = np.iinfo(np.int32 if dtype == np.int64 else dtype)
+    positions = np.array([[limits.min, 0, 1], [5, 99, limits.max]], dtype)
+    whole = np.asarray(jaxsgd.permute(jax.random.key(1), np.arange(100), 100))
+    inside = (positions >= 0) & (positions < 100)
+    expected = np.where(inside, whole[np.where(inside, positions, 0)], -1)
+    for size in (100, np.int64(100), jnp.array(100), np.array(100, np.int8), jnp.array(100, jnp.uint32)):
+        rows = jaxsgd.permute(jax.random.key(1), positions, size)
+        assert rows.dtype == jnp.int32
+        np.testing.assert_array_equal(rows, expected)
+
+
+def test_shapes_from_scalar_to_empty():
+    key = jax.random.key(1)
+    assert jaxsgd.permute(key, 3, 10).shape == ()
+    assert jaxsgd.permute(key, jnp.zeros((2, 0), int), 10).shape == (2, 0)
+    assert jaxsgd.permute(key, [[1, 2, 3]], np.array([[5], [6]])).shape == (2, 3)
+
+
+def test_positions_outside_give_minus_one():
+    positions = [-(2**31), -1, 0, 4, 5, LARGEST]
+    for size in (5, jnp.array(5)):
+        outside = np.asarray(jaxsgd.permute(jax.random.key(1), positions, size)) == -1
+        assert outside.tolist() == [True, True, False, False, True, True]
+    # a traced size cannot be refused: it has no position inside
+    assert (np.asarray(jaxsgd.permute(jax.random.key(1), positions, np.array([[0], [-1]]))) == -1).all()
+
+
+def test_positions_beyond_32_bits_do_not_wrap_around():
+    positions = np.array([2**32 + 1, 2**40])
+    try:
+        rows = jaxsgd.permute(jax.random.key(1), positions, 5)
+    except ValueError as error:
+        assert "positions" in str(error)  # noqa: PT017, either answer is honest
+    else:
+        assert rows.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("size", [2**31, 0, -1])
+def test_a_size_out_of_range_is_refused(size):
+    with pytest.raises(ValueError, match=f"size is {size}, expected 1 to 2147483647"):
+        jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
+
+
+@pytest.mark.parametrize("size", [1.5, True, "3", None, jnp.array(3.0)])
+def test_a_size_that_is_no_integer_is_refused(size):
+    with pytest.raises(TypeError, match="size is"):
+        jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
+
+
+@pytest.mark.parametrize("positions", [1.0, jnp.arange(3.0), np.array([True])])
+def test_positions_that_are_no_integers_are_refused(positions):
+    with pytest.raises(TypeError, match="positions is an array of (float32|bool), expected integers"):
+        jaxsgd.permute(jax.random.key(1), positions, 3)
+
+
+def test_keys_of_every_kind():
+    positions = jnp.arange(50)
+    typed = jaxsgd.permute(jax.random.key(7), positions, 50)
+    np.testing.assert_array_equal(jaxsgd.permute(jax.random.PRNGKey(7), positions, 50), typed)
+    rbg = [jaxsgd.permute(jax.random.key(s, impl="rbg"), positions, 50) for s in (7, 8)]
+    for rows in rbg:
+        np.testing.assert_array_equal(np.sort(rows), positions)
+    assert (rbg[0] != rbg[1]).any()
+    for key in (7, jax.random.split(jax.random.key(0), 2), jnp.zeros(2)):
+        with pytest.raises(TypeError, match="key is .*expected one key"):
+            jaxsgd.permute(key, positions, 50)
+
+
+# statistics: fixed keys, bounds from the distribution of what is counted
+
+KEYS = 6000
+MANY = [(1000, "keys"), (1000, "epochs"), (997, "keys"), (997, "epochs")]
+
+
+def shuffles(keys, size):
+    """All rows of a permutation for each of many keys."""
+    return np.asarray(jax.vmap(jaxsgd.permute, (0, None, None))(keys, jnp.arange(size), size))
+
+
+@cache
+def many(size, source):
+    """Permutations of neighbouring keys, or of neighbouring epochs of one key: int32[KEYS, size].
+
+    1,000 factors into two sides, 997 does not: its network walks.
+    """
+    if source == "keys":
+        return shuffles(jax.vmap(jax.random.key)(jnp.arange(KEYS)), size)
+    epochs = jnp.arange(KEYS, dtype=jnp.uint32)
+    permutation = jax.vmap(permute_epoch, (None, 0, None, None))
+    return np.asarray(permutation(jax.random.key(11), epochs, jnp.arange(size), size))
+
+
+def assert_standard_normal(z):
+    assert abs(z) < 4, z
+
+
+def assert_chi_square(counts, expected, freedom, scale=1.0):
+    statistic = scale * np.sum((counts - expected) ** 2 / expected)
+    assert 1e-3 < scipy.stats.chi2.sf(statistic, freedom), statistic
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_every_permutation_of_a_few_rows_is_equally_likely(size):
+    cells, each = factorial(size), 500
+    seeds = jnp.arange(each * cells, dtype=jnp.uint32)
+    zeros = jnp.zeros_like(seeds)
+    wrap = jax.vmap(jax.random.wrap_key_data)
+    sources = {
+        "neighbouring seeds": wrap(jnp.stack([zeros, seeds], 1)),
+        "neighbouring first words": wrap(jnp.stack([seeds, zeros], 1)),
+        "equal words": wrap(jnp.stack([seeds, seeds], 1)),
+        "split": jax.random.split(jax.random.key(0), each * cells),
+    }
+    drawn = {name: shuffles(keys, size) for name, keys in sources.items()}
+    permutation = jax.vmap(permute_epoch, (None, 0, None, None))
+    drawn["epochs"] = permutation(jax.random.key(1), seeds, jnp.arange(size), size)
+    for name, rows in drawn.items():
+        code = np.asarray(rows) @ size ** np.arange(size)
+        _, counts = np.unique(code, return_counts=True)
+        assert len(counts) == cells, name
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize(("size", "source"), MANY)
+def test_fixed_points(size, source):
+    count = (many(size, source) == np.arange(size)).sum(1)
+    assert_standard_normal((count.mean() - 1) * np.sqrt(KEYS))
+    # the fourth central moment is 4 for n >= 4, as of a Poisson variable
+    assert_standard_normal((np.mean((count - 1) ** 2) - 1) * np.sqrt(KEYS / 3))
+
+
+@pytest.mark.parametrize(("size", "source"), MANY)
+def test_inversions(size, source):
+    rows = many(size, source)[:400].astype(np.int16)
+    later = np.triu(np.ones((size, size), bool), 1)
+    count = np.array([np.count_nonzero((r[:, None] > r) & later) for r in rows])
+    variance = size * (size - 1) * (2 * size + 5) / 72
+    z = (count - size * (size - 1) / 4) / np.sqrt(variance)
+    assert_standard_normal(z.mean() * np.sqrt(len(z)))
+    assert_standard_normal((np.mean(z**2) - 1) * np.sqrt(len(z) / 2))
+
+
+@pytest.mark.parametrize(("size", "source"), MANY)
+def test_each_row_is_equally_likely_at_each_position(size, source):
+    bins = 20
+    of_position = np.arange(size) * bins // size
+    cell = many(size, source).astype(np.int64) * bins + of_position
+    counts = np.bincount(cell.ravel(), minlength=size * bins).reshape(size, bins)
+    expected = KEYS * np.bincount(of_position) / size
+    # the covariance of a permutation's table is n / (n - 1) times that of independent draws
+    assert_chi_square(counts, expected, (size - 1) * (bins - 1), (size - 1) / size)
+
+
+@pytest.mark.parametrize(("size", "source"), MANY)
+def test_adjacent_rows_keep_no_distance(size, source):
+    step = np.diff(many(size, source), axis=1)
+    counts = np.bincount(step.ravel() % size, minlength=size)
+    assert counts[0] == 0
+    assert_chi_square(counts[1:], KEYS, size - 2, (size - 2) / (size - 1))
+    successions = (step == 1).sum(1)
+    mean = (size - 1) / size
+    variance = (size - 2) / size + mean - mean**2
+    assert_standard_normal((successions.mean() - mean) * np.sqrt(KEYS / variance))
+
+
+@pytest.mark.parametrize(("size", "source"), MANY)
+def test_neighbouring_keys_and_epochs_are_unrelated(size, source):
+    rows = many(size, source)
+    for lag in (1, 2):
+        first, second = rows[:-lag], rows[lag:]
+        pairs = len(first)
+        counts = np.bincount(((second - first) % size).ravel(), minlength=size)
+        assert_chi_square(counts, pairs, size - 1, (size - 1) / size)
+        centre, variance = (size - 1) / 2, (size**2 - 1) / 12
+        correlation = ((first - centre) * (second - centre)).mean(1) / variance
+        z = correlation * np.sqrt(size - 1)  # the variance is 1 / (n - 1) exactly
+        assert_standard_normal(z.mean() * np.sqrt(pairs))
+        assert_standard_normal((np.mean(z**2) - 1) * np.sqrt(pairs / 2))
+
+
+# what it is for: SGD runs like those of a sorted shuffle
+
+N, D, BATCH, EPOCHS, RATE = 100, 3, 10, 2, 0.15
+
+
+def squared_error(w, row):
+    x, y = row
+    return (x @ w - y) ** 2
+
+
+def test_final_losses_are_distributed_as_with_a_sorted_shuffle():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, D)).astype(np.float32)
+    data = jnp.asarray(x), jnp.asarray(x @ [1, 2, 3] + rng.normal(size=N), jnp.float32)
+    mean_loss = lambda w, rows: jnp.mean(jax.vmap(squared_error, (None, 0))(w, rows))  # noqa: E731
+
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.vmap, in_axes=(None, 0))
+    def ours(sampler, key):
+        solver = jaxsgd.Solver(squared_error, sampler(BATCH), jaxsgd.SGD(RATE))
+        state = solver.init(jnp.zeros(D), data, key=key)
+        steps = EPOCHS * solver.sampler_for(data).steps_per_epoch
+        return mean_loss(jaxsgd.run(solver, state, data, steps)[0].params, data)
+
+    @jax.jit
+    @jax.vmap
+    def by_hand(key):
+        orders = jax.vmap(lambda k: jax.random.permutation(k, N))(jax.random.split(key, EPOCHS))
+
+        def step(w, index):
+            rows = jax.tree.map(lambda x: x[index], data)
+            return w - RATE * jax.grad(mean_loss)(w, rows), None
+
+        return mean_loss(jax.lax.scan(step, jnp.zeros(D), orders.reshape(-1, BATCH))[0], data)
+
+    seeds = [jax.random.split(jax.random.key(s), 200) for s in range(3)]
+    expected = by_hand(seeds[0])
+    assert scipy.stats.ks_2samp(ours(jaxsgd.Shuffled, seeds[1]), expected).pvalue > 0.01
+    # the witness: the same test tells another scheme apart
+    assert scipy.stats.ks_2samp(ours(jaxsgd.WithReplacement, seeds[2]), expected).pvalue < 0.01

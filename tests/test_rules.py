@@ -1,0 +1,101 @@
+"""What is particular to the rules: Optax on both sides, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsgd
+from jaxsgd.rules import Transformation
+from tests import table
+
+
+def train(rule, steps=30, loss=table.loss):
+    params, data = table.problem()
+    solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(8), rule)
+    state = solver.init(params, data, key=jax.random.key(0))
+    return jaxsgd.run(solver, state, data, steps)[0]
+
+
+def test_from_optax_and_a_ready_made_transformation_are_optax():
+    params = train(jaxsgd.FromOptax(optax.adamw, learning_rate=0.1)).params
+    ready = train(optax.adamw(0.1)).params
+    np.testing.assert_allclose(params["weight"], ready["weight"], rtol=1e-5)
+    solver = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), optax.adamw(0.1))
+    assert isinstance(solver.rule, Transformation)
+    assert jax.tree.leaves(solver) == []
+
+
+def test_own_rules_work_inside_chain():
+    alone = train(jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5)).params
+    chained = train(optax.chain(optax.identity(), jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5))).params
+    np.testing.assert_allclose(alone["weight"], chained["weight"], rtol=1e-6)
+
+
+def test_a_line_search_gets_its_value_fn():
+    rule = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15))
+    params, data = table.problem()
+    solver = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), rule)
+    state = solver.init(params, data, key=jax.random.key(0))
+    _, trace = jaxsgd.run(solver, state, data, 40)
+    assert np.all(np.diff(trace.loss) <= 1e-6)
+    assert trace.loss[-1] < 0.02 * trace.loss[0]
+
+
+def test_which_hyperparameters_are_leaves():
+    rule = jaxsgd.FromOptax(optax.adamw, learning_rate=1, b1=0.8, nesterov=True, eps=jnp.float32(1e-8))
+    assert set(rule.numbers) == {"learning_rate", "b1", "eps"}
+    assert rule.options == {"nesterov": True}
+    schedule = jaxsgd.FromOptax(optax.sgd, learning_rate=table.Decay(0.1, 0.2))
+    assert jax.tree.leaves(schedule) == [0.1, 0.2]
+    plain = jaxsgd.FromOptax(optax.sgd, learning_rate=optax.cosine_decay_schedule(0.1, 10))
+    assert jax.tree.leaves(plain) == []
+    assert "adamw" in repr(rule)
+    again = jax.tree.unflatten(jax.tree.structure(rule), jax.tree.leaves(rule))
+    assert again.options == rule.options
+    with pytest.raises(AttributeError, match="frozen"):
+        rule.factory = optax.sgd
+
+
+def test_a_factory_that_looks_at_a_number_is_told_of_static():
+    def picky(learning_rate, peak):
+        return optax.sgd(learning_rate if peak == 0 else peak)
+
+    with pytest.raises(TypeError, match=r"name that number in static="):
+        train(jaxsgd.FromOptax(picky, learning_rate=0.1, peak=0.2), 2)
+    fine = train(jaxsgd.FromOptax(picky, static=("peak",), learning_rate=0.1, peak=0.2), 2)
+    assert np.isfinite(fine.params["bias"])
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="SGD's learning_rate is -0.1, expected at least 0"):
+        jaxsgd.SGD(-0.1)
+    with pytest.raises(ValueError, match="SGD's learning_rate is nan"):
+        jaxsgd.SGD(float("nan"))
+    with pytest.raises(ValueError, match="momentum is 1.5, expected 0 to 1"):
+        jaxsgd.Momentum(0.1, 1.5)
+    with pytest.raises(TypeError, match="learning_rate is '0.1'"):
+        jaxsgd.SGD("0.1")
+    with pytest.raises(TypeError, match="learning_rate is True"):
+        jaxsgd.SGD(True)
+    with pytest.raises(ValueError, match="sgd's learning_rate is -1"):
+        jaxsgd.FromOptax(optax.sgd, learning_rate=-1)
+    with pytest.raises(TypeError, match="sgd takes no 'rate'; it takes learning_rate"):
+        jaxsgd.FromOptax(optax.sgd, rate=0.1)
+    with pytest.raises(TypeError, match="static names 'b1'"):
+        jaxsgd.FromOptax(optax.sgd, static=("b1",), learning_rate=0.1)
+    with pytest.raises(TypeError, match="mask is a dict"):
+        jaxsgd.FromOptax(optax.adamw, learning_rate=0.1, mask={"weight": True})
+
+
+def test_numbers_wait_for_a_vmap_and_in_axes_trees_can_be_built():
+    rates = jnp.array([0.05, 0.1])
+    params, data = table.problem()
+    make = lambda rate: jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.SGD(rate))  # noqa: E731
+    stacked, axes = make(rates), make(0)
+    state = make(0.1).init(params, data, key=jax.random.key(0))
+    axes = jax.tree.unflatten(jax.tree.structure(stacked), jax.tree.leaves(axes))
+    final, _ = jax.vmap(lambda s: jaxsgd.run(s, state, data, 5), in_axes=(axes,))(stacked)
+    alone, _ = jaxsgd.run(make(0.1), state, data, 5)
+    np.testing.assert_allclose(final.params["weight"][1], alone.params["weight"], rtol=1e-5)
