@@ -17,12 +17,14 @@ MAX_SIZE = 2**31 - 1  # row indices are int32
 
 def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
     """`value` as a Python int in `least..most`."""
-    if isinstance(value, bool | np.bool_) or isinstance(value, jax.core.Tracer):
+    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
         raise TypeError(f"{name} is {value!r}, expected a Python int: it shapes the program")
     try:
         result = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected an int") from None  # fmt: skip
+        raise TypeError(
+            f"{name} is {value!r} of type {type(value).__name__}, expected an int"
+        ) from None
     if not least <= result <= most:
         raise ValueError(f"{name} is {result}, expected {least} to {most}")
     return result
@@ -35,8 +37,8 @@ def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
     host = np.asarray(jax.device_get(value))
-    if host.dtype == bool or not (np.issubdtype(host.dtype, np.integer)
-                                  or jnp.issubdtype(host.dtype, jnp.floating)):  # fmt: skip
+    is_real = np.issubdtype(host.dtype, np.integer) or jnp.issubdtype(host.dtype, jnp.floating)
+    if not is_real:
         raise TypeError(f"{name} is {value!r}, expected a real number")
     host = host.astype(np.float64)
     if not np.all((host >= least) & (host <= most)):
@@ -60,11 +62,13 @@ def rows(data: PyTree, name: str = "data") -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
-            given = f"a {type(leaf).__name__}" if not hasattr(leaf, "ndim") or leaf.ndim else "a scalar"  # fmt: skip
-            raise TypeError(f"{where} is {given}, expected an array whose leading axis counts the rows; convert it with jnp.asarray")  # fmt: skip
-        if leaf.dtype == np.int64 and isinstance(leaf, np.ndarray) and leaf.size:
-            if not jax.config.jax_enable_x64 and abs(leaf).max() > MAX_SIZE:  # type: ignore[attr-defined]
-                raise ValueError(f"{where} holds integers beyond 32 bits, which JAX would wrap; enable jax_enable_x64 or cast it")  # fmt: skip
+            given = "a scalar" if getattr(leaf, "ndim", None) == 0 else f"a {type(leaf).__name__}"
+            raise TypeError(
+                f"{where} is {given}, expected an array whose leading axis counts the "
+                "rows; convert it with jnp.asarray"
+            )
+        if isinstance(leaf, np.ndarray) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            _fits_32_bits(leaf, where)
         lengths[where] = leaf.shape[0]
     if not lengths:
         raise ValueError(f"{name} holds no array, expected a pytree of arrays with one row each")
@@ -77,6 +81,15 @@ def rows(data: PyTree, name: str = "data") -> int:
     return n
 
 
+def _fits_32_bits(leaf: np.ndarray, where: str) -> None:
+    is_wide = leaf.dtype in (np.int64, np.uint64) and leaf.size > 0
+    if is_wide and max(int(leaf.max()), -int(leaf.min())) > MAX_SIZE:
+        raise ValueError(
+            f"{where} holds integers beyond 32 bits, which JAX would wrap; enable jax_enable_x64 "
+            "or cast it"
+        )
+
+
 def params(tree: PyTree) -> None:
     """Refuse parameters that are not all float arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -85,8 +98,8 @@ def params(tree: PyTree) -> None:
             continue
         given = f"an array of {leaf.dtype}" if is_array else f"{leaf!r} ({type(leaf).__name__})"
         raise TypeError(
-            f"params{jax.tree_util.keystr(path)} is {given}, expected a float array; train the float "
-            "arrays alone and keep the rest in the loss: params, rest = "
+            f"params{jax.tree_util.keystr(path)} is {given}, expected a float array; train the "
+            "float arrays alone and keep the rest in the loss: params, rest = "
             "eqx.partition(model, eqx.is_inexact_array), then eqx.combine(params, rest) inside it"
         )
     if not jax.tree.leaves(tree):

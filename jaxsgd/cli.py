@@ -23,6 +23,7 @@ from jaxsgd.permutation import permute
 from jaxsgd.rules import SGD, FromOptax, Momentum
 from jaxsgd.tables import Table, TableError, read
 
+FORMAT = "jaxsgd model 1"
 CLASSIFIERS = ("softmax", "logistic")
 RATES = {"sgd": 0.05, "momentum": 0.01, "adam": 0.001}
 
@@ -92,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"jaxsgd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxsgd: interrupted before the first epoch ended; nothing was written", file=sys.stderr)
+        print(
+            "jaxsgd: interrupted before the first epoch ended; nothing was written", file=sys.stderr
+        )
         return 130
 
 
@@ -126,7 +129,8 @@ def _fit(args: argparse.Namespace) -> int:
     print(f"files         {out / 'learning_curve.png'}, {out / 'history.csv'}, {out / 'model.npz'}")
     if result.reason != Reason.EPOCHS:
         epochs = len(result.history["epoch"])
-        print(f"jaxsgd: ended after {epochs} of {args.epochs} epochs: {result.reason}; kept in {out}", file=sys.stderr)  # noqa: E501  # fmt: skip
+        told = f"ended after {epochs} of {args.epochs} epochs: {result.reason}; kept in {out}"
+        print(f"jaxsgd: {told}", file=sys.stderr)
     return {Reason.EPOCHS: 0, Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}[result.reason]
 
 
@@ -146,26 +150,41 @@ def _prepare(table: Table, args: argparse.Namespace) -> Prepared:
     target, n = table.target, len(table.features)
     loss = args.loss
     if loss is None:
-        loss = "softmax" if args.file == "digits" or target.dtype.kind not in "iuf" else "squared_error"
+        loss = (
+            "softmax"
+            if args.file == "digits" or target.dtype.kind not in "iuf"
+            else "squared_error"
+        )
     classes = None
     if loss in CLASSIFIERS:
         labels = target.astype(str) if target.dtype.kind not in "biuf" else target
         classes, y = np.unique(labels, return_inverse=True)
         if classes.dtype.kind == "f" and np.any(classes % 1):
-            raise CommandError(f"the target holds {classes[classes % 1 != 0][0]}, expected classes for --loss {loss}")  # noqa: E501  # fmt: skip
+            raise CommandError(
+                f"the target holds {classes[classes % 1 != 0][0]}, expected classes for "
+                f"--loss {loss}"
+            )
         if len(classes) < 2 or (loss == "logistic" and len(classes) > 2):
             expected = "2 classes" if loss == "logistic" else "at least 2 classes"
-            raise CommandError(f"the target holds {len(classes)} different values, expected {expected} for --loss {loss}")  # noqa: E501  # fmt: skip
+            raise CommandError(
+                f"the target holds {len(classes)} different values, expected {expected} "
+                f"for --loss {loss}"
+            )
         y = y.astype(np.float32 if loss == "logistic" else np.int32)
     elif target.dtype.kind not in "biuf":
-        raise CommandError(f"the target holds text such as {target[0]!r}, expected numbers for --loss {loss}")  # noqa: E501  # fmt: skip
+        raise CommandError(
+            f"the target holds text such as {target[0]!r}, expected numbers for --loss {loss}"
+        )
     else:
-        y = target.astype(np.float32)
+        with np.errstate(over="ignore"):
+            y = target.astype(np.float32)
         if not np.all(np.isfinite(y)):
             raise CommandError("the target holds numbers that are not finite in 32 bits")
     held_out = round(n * args.test_fraction)
     if held_out >= n:
-        raise CommandError(f"--test-fraction {args.test_fraction} of {n} rows leaves none to train on")
+        raise CommandError(
+            f"--test-fraction {args.test_fraction} of {n} rows leaves none to train on"
+        )
     order = np.asarray(permute(jax.random.key(args.seed), np.arange(n), n))
     train, test = order[held_out:], order[:held_out]
     x = table.features.astype(np.float64)
@@ -182,7 +201,9 @@ def _model(spec: str, features: int, outputs: int, initialise: str | None) -> An
         return Linear(features, outputs, initialise=initialise or "zeros")
     sizes = [size for size in hidden.split(",") if size]
     if kind != "mlp" or not sizes or not all(size.isdigit() for size in sizes):
-        raise CommandError(f"--model is {spec!r}, expected linear or mlp with hidden units, as mlp:128,64")  # noqa: E501  # fmt: skip
+        raise CommandError(
+            f"--model is {spec!r}, expected linear or mlp with hidden units, as mlp:128,64"
+        )
     return MLP((features, *map(int, sizes), outputs), initialise=initialise or "xavier")
 
 
@@ -204,9 +225,9 @@ def _write(
     pandas.DataFrame(result.history).to_csv(out / "history.csv", index=False)
     if len(result.history.get("epoch", ())):
         label = prepared.loss.replace("_", " ") + " loss"
-        plots.learning_curve(result.history, label=label).figure.savefig(out / "learning_curve.png", dpi=150)  # noqa: E501  # fmt: skip
-    facts = {"format": "jaxsgd model 1", "model": args.model, "loss": prepared.loss,
-             "names": table.names, "target": args.target}  # fmt: skip
+        ax = plots.learning_curve(result.history, label=label)
+        ax.figure.savefig(out / "learning_curve.png", dpi=150)
+    facts = {"format": FORMAT, "model": args.model, "loss": prepared.loss, "names": table.names}
     arrays = {"facts": np.array(json.dumps(facts)), "mean": prepared.mean, "scale": prepared.scale}
     if prepared.classes is not None:
         arrays["classes"] = prepared.classes
@@ -295,17 +316,20 @@ def _load(path: str) -> tuple[Task, PyTree, dict[str, Any], dict[str, np.ndarray
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(str(arrays["facts"]))
-        if facts["format"] != "jaxsgd model 1":
+        if facts["format"] != FORMAT:
             raise CommandError(wrong)
         outputs = len(arrays["classes"]) if facts["loss"] == "softmax" else 1
         model = _model(facts["model"], len(facts["names"]), outputs, None)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
     except FileNotFoundError:
-        raise CommandError(f"{path} is no file, expected the model.npz that jaxsgd fit wrote") from None
+        raise CommandError(
+            f"{path} is no file, expected the model.npz that jaxsgd fit wrote"
+        ) from None
     except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
         raise CommandError(wrong) from error
-    return Task(model, facts["loss"]), jax.tree.unflatten(jax.tree.structure(shapes), leaves), facts, arrays  # noqa: E501  # fmt: skip
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return Task(model, facts["loss"]), params, facts, arrays
 
 
 class _Parser(argparse.ArgumentParser):
@@ -325,27 +349,38 @@ def _fraction(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jaxsgd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    f = commands.add_parser("fit", help="train on a table of rows", description="Train on a table of rows and write the learning curve, the history and the model. Features are standardised with the training part's statistics.")  # noqa: E501  # fmt: skip
-    f.set_defaults(run=_fit)
-    f.add_argument("file", metavar="FILE", help="'digits', or a .csv, .parquet or .npz file")
-    f.add_argument("--target", metavar="COLUMN", help="the column to predict")
-    f.add_argument("--loss", choices=("squared_error", "l2_loss", *CLASSIFIERS), help="default: softmax for digits and for text targets, else squared_error")  # noqa: E501  # fmt: skip
-    f.add_argument("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
-    f.add_argument("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
-    f.add_argument("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
-    f.add_argument("--epochs", type=int, default=100, help="default: 100")
-    f.add_argument("--rule", choices=tuple(RATES), default="sgd", help="default: sgd")
-    f.add_argument("--learning-rate", type=float, help=f"default by rule: {RATES}")
-    f.add_argument("--momentum", type=float, help="of --rule momentum; default: 0.9")
-    f.add_argument("--l2", type=float, default=1e-3, help="strength of the penalty l2/2 |weights|^2; default: 0.001")  # noqa: E501  # fmt: skip
-    f.add_argument("--seed", type=int, default=0, help="of the split, the start and the order; default: 0")  # noqa: E501  # fmt: skip
-    f.add_argument("--test-fraction", type=_fraction, default=0.2, help="of the rows, held out; default: 0.2")  # noqa: E501  # fmt: skip
-    f.add_argument("--out", metavar="FOLDER", help="default: jaxsgd-NAME; files there are replaced")
-    p = commands.add_parser("predict", help="predict with a trained model")
-    p.set_defaults(run=_predict)
-    p.add_argument("model", metavar="MODEL", help="the model.npz that fit wrote")
-    p.add_argument("file", metavar="FILE", help="a file with the same feature columns")
-    p.add_argument("--out", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
+
+    fit = commands.add_parser(
+        "fit",
+        help="train on a table of rows",
+        description="Train on a table of rows; write the learning curve, the history and the model."
+        " Features are standardised with the training part's statistics.",
+    )
+    fit.set_defaults(run=_fit)
+    add = fit.add_argument
+    add("file", metavar="FILE", help="'digits', or a .csv, .parquet or .npz file")
+    add("--target", metavar="COLUMN", help="the column to predict")
+    losses = ("squared_error", "l2_loss", *CLASSIFIERS)
+    add("--loss", choices=losses, help="default: softmax for text targets, else squared_error")
+    add("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
+    add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
+    add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
+    add("--epochs", type=int, default=100, help="default: 100")
+    add("--rule", choices=tuple(RATES), default="sgd", help="default: sgd")
+    rates = ", ".join(f"{rate:g} for {rule}" for rule, rate in RATES.items())
+    add("--learning-rate", type=float, help=f"default: {rates}")
+    add("--momentum", type=float, help="of --rule momentum; default: 0.9")
+    add("--l2", type=float, default=1e-3, help="of l2/2 |weights|^2; default: 0.001")
+    add("--seed", type=int, default=0, help="of split, start and order; default: 0")
+    add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")
+    add("--out", metavar="FOLDER", help="default: jaxsgd-NAME; its files are replaced")
+
+    predict = commands.add_parser("predict", help="predict with a trained model")
+    predict.set_defaults(run=_predict)
+    add = predict.add_argument
+    add("model", metavar="MODEL", help="the model.npz that fit wrote")
+    add("file", metavar="FILE", help="a file with the same feature columns")
+    add("--out", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
     return parser
 
 

@@ -145,7 +145,7 @@ def fit(
 def _epoch(
     solver: Solver, state: State, data: PyTree, *, steps: int
 ) -> tuple[State, jax.Array, jax.Array]:
-    """One epoch, its mean loss, and whether all of it was finite; if not, the state stands still."""
+    """One epoch, its mean loss, and whether it was finite; if not, the state stands still."""
     new, trace = scan_steps(solver, state, data, None, steps)
     finite = jnp.all(jnp.isfinite(trace.loss))
 
@@ -169,8 +169,8 @@ def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]
         return {"loss": loss} | named
     if not named:
         raise ValueError(
-            "validation was given, but this loss (keyed, stateful, with aux, or of the whole batch) "
-            "is no function of (params, row) to average; give metrics={'loss': ...}"
+            "validation was given, but this loss (keyed, stateful, with aux, or of the whole "
+            "batch) is no function of (params, row) to average; give metrics={'loss': ...}"
         )
     return named
 
@@ -184,7 +184,10 @@ class _Bar:
             try:
                 from tqdm.auto import tqdm
             except ImportError:
-                warnings.warn("the progress bar needs tqdm: pip install 'jaxsgd[progress]', or give progress=False", stacklevel=3)  # noqa: E501  # fmt: skip
+                told = (
+                    "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
+                )
+                warnings.warn(told, stacklevel=3)
             else:
                 self.bar = tqdm(total=epochs, unit="epoch")
 

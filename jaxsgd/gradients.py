@@ -11,7 +11,7 @@ from jaxsgd.pairs import Batch, Estimate, PyTree, accumulate, accumulator_of, pa
 
 
 class GradientState(NamedTuple):
-    """What a gradient carries: the key and step of a `keyed` loss, the carry of a `stateful` one."""
+    """The key and step of a `keyed` loss, and the carry of a `stateful` one."""
 
     key: Any = None  # a key, only ever folded; None where the loss needs none
     step: Any = None  # int32[], or None with the key
@@ -46,7 +46,9 @@ class Minibatch:
     ) -> GradientState:
         """The state before the first step. `carry` is the model state of a `stateful` loss."""
         if self.loss.stateful and carry is None:
-            raise ValueError("the loss is stateful, expected carry=, the model state it starts from")
+            raise ValueError(
+                "the loss is stateful, expected carry=, the model state it starts from"
+            )
         if not self.loss.stateful and carry is not None:
             raise ValueError("a carry was given, but the loss is not stateful; give stateful=True")
         if not self.loss.keyed:

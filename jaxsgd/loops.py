@@ -173,7 +173,9 @@ def _metric(metric: Any, name: str) -> Metric:
     where = f"metric {name!r}" if name else "the metric"
     if isinstance(metric, BatchLoss) or getattr(metric, "keyed", False):
         kind = "a BatchLoss" if isinstance(metric, BatchLoss) else "keyed"
-        raise TypeError(f"{where} is {kind}, expected a function of (params, row): a mean over rows")
+        raise TypeError(
+            f"{where} is {kind}, expected a function of (params, row): a mean over rows"
+        )
     if isinstance(metric, RowLoss | RowsLoss):
         return Metric(metric)
     return Metric(as_callable(metric, where))

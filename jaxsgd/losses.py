@@ -24,7 +24,10 @@ import jax.numpy as jnp
 from jaxsgd import checks
 from jaxsgd.pairs import PyTree, accumulate, as_callable, number, part, static
 
-FORMS = "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) or BatchLoss(fn(params, rows, weight) -> scalar)"  # noqa: E501  # fmt: skip
+FORMS = (
+    "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
+    "or BatchLoss(fn(params, rows, weight) -> scalar)"
+)
 
 
 @part
@@ -64,8 +67,9 @@ class RowLoss:
             loss, aux, new = _call(self, (params, row), key, carry)
             if jnp.shape(loss) != ():
                 raise TypeError(
-                    f"the loss {self.fn!r} returned {_shape_of(loss)} for one row, expected a scalar: "
-                    f"a loss is given one row, of shape {jax.tree.map(jnp.shape, row)}; the forms are {FORMS}"
+                    f"the loss {self.fn!r} returned {_shape_of(loss)} for one row, expected a "
+                    f"scalar: it is given one row, of shape {jax.tree.map(jnp.shape, row)}; the "
+                    f"forms of a loss are {FORMS}"
                 )
             return jnp.asarray(loss), aux, new if self.stateful else None
 
@@ -119,7 +123,10 @@ class RowsLoss:
         count = jax.tree.leaves(rows)[0].shape[0]
         for name, leaf in [("loss", values), *(("aux", x) for x in jax.tree.leaves(aux))]:
             if jnp.shape(leaf)[:1] != (count,) or (name == "loss" and jnp.ndim(leaf) != 1):
-                raise TypeError(f"RowsLoss's {self.fn!r} returned {_shape_of(leaf)} as {name} of {count} rows, expected one a row; the forms are {FORMS}")  # noqa: E501  # fmt: skip
+                raise TypeError(
+                    f"RowsLoss's {self.fn!r} returned {_shape_of(leaf)} as {name} of "
+                    f"{count} rows, expected one a row; the forms are {FORMS}"
+                )
         return values, aux, carry
 
     def total(
@@ -160,7 +167,10 @@ class BatchLoss:
         """The loss of the batch, its aux as returned, and the new carry."""
         loss, aux, carry = _call(self, (params, rows, weight), key, carry)
         if jnp.shape(loss) != ():
-            raise TypeError(f"BatchLoss's {self.fn!r} returned {_shape_of(loss)}, expected a scalar; the forms are {FORMS}")  # noqa: E501  # fmt: skip
+            raise TypeError(
+                f"BatchLoss's {self.fn!r} returned {_shape_of(loss)}, expected a scalar; "
+                f"the forms are {FORMS}"
+            )
         return jnp.asarray(loss).astype(weight.dtype), (aux, carry)
 
 
@@ -171,11 +181,11 @@ def as_loss(loss: Any) -> Any:
 
 @part
 class L2:
-    """Tikhonov's penalty `strength / 2 * sum_j params_j ** 2`, whose gradient is `strength * params`.
+    """Tikhonov's penalty `strength / 2 * sum_j params_j ** 2`, of gradient `strength * params`.
 
-    With the half; over all parameters, biases too, unless a mask says otherwise. It is added once a
-    step, whatever the batch. Ridge regression's `alpha` over n rows, in `|y - X w|^2 + alpha |w|^2`,
-    is strength `alpha / n` for `optax.l2_loss`; scikit-learn's logistic `C` is strength `1 / (C n)`.
+    With the half; over all parameters, biases too, unless a mask says otherwise. Added once a step,
+    whatever the batch. Over n rows, the `alpha` of ridge regression `|y - X w|^2 + alpha |w|^2` is
+    strength `alpha / n` with `optax.l2_loss`; scikit-learn's logistic `C` is `1 / (C n)`.
 
     Args:
       strength: at least 0; a leaf.
@@ -202,7 +212,9 @@ class L2:
         """The penalty (float[]) of the parameters, in the accumulator's dtype."""
         mask = True if self.mask is None else self.mask(params)
         squares = jax.tree.map(
-            lambda keep, sub: [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(accumulate(sub)) if keep],
+            lambda keep, sub: [
+                jnp.sum(jnp.square(x)) for x in jax.tree.leaves(accumulate(sub)) if keep
+            ],
             mask,
             params,
         )
@@ -218,7 +230,10 @@ def weigh(weight: jax.Array, tree: PyTree) -> PyTree:
 def _average(weight: jax.Array, carries: PyTree, carry: PyTree) -> PyTree:
     def average(new: jax.Array, old: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
-            raise TypeError(f"a RowLoss's carry is averaged over the rows, but holds {new.dtype}, expected floats; use RowsLoss or BatchLoss")  # noqa: E501  # fmt: skip
+            raise TypeError(
+                f"a RowLoss's carry is averaged over the rows, but holds {new.dtype}, "
+                "expected floats; use RowsLoss or BatchLoss"
+            )
         # as a change, so that weights that do not sum to 1 do not scale the state
         change = (new - old).astype(weight.dtype)
         return (old + jnp.tensordot(weight, change, 1)).astype(old.dtype)
@@ -237,10 +252,15 @@ def _call(loss: Any, args: tuple[Any, ...], key: Any, carry: PyTree) -> tuple[An
     names = "(loss" + ", aux" * loss.has_aux + ", carry" * loss.stateful + ")"
     if expected == 1:
         if isinstance(result, tuple | list | dict):
-            raise TypeError(f"the loss {loss.fn!r} returned a {type(result).__name__}, expected a number; for aux give has_aux=True, for a model state stateful=True")  # noqa: E501  # fmt: skip
+            raise TypeError(
+                f"the loss {loss.fn!r} returned a {type(result).__name__}, expected a "
+                "number; for aux give has_aux=True, for a model state stateful=True"
+            )
         return result, None, carry
     if not isinstance(result, tuple) or len(result) != expected:
-        raise TypeError(f"the loss {loss.fn!r} returned {type(result).__name__}, expected the tuple {names}")  # noqa: E501  # fmt: skip
+        raise TypeError(
+            f"the loss {loss.fn!r} returned {type(result).__name__}, expected the tuple {names}"
+        )
     return result[0], result[1] if loss.has_aux else None, result[-1] if loss.stateful else carry
 
 

@@ -88,12 +88,17 @@ class MLP:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if len(self.sizes) < 2:
-            raise ValueError(f"MLP's sizes are {self.sizes}, expected features and outputs at least")
+            raise ValueError(
+                f"MLP's sizes are {self.sizes}, expected features and outputs at least"
+            )
         for size in self.sizes:
             checks.integer(size, "each of MLP's sizes", 1)
         _check_init(self.initialise)
         if self.initialise == "zeros" and len(self.sizes) > 2:
-            raise ValueError("MLP's initialise is 'zeros', with which all hidden units would stay alike; expected 'xavier' or 'normal'")  # noqa: E501  # fmt: skip
+            raise ValueError(
+                "MLP's initialise is 'zeros', with which all hidden units would stay "
+                "alike; expected 'xavier' or 'normal'"
+            )
 
     def init(self, key: jax.Array) -> PyTree:
         """The parameters to start from; the key is consumed."""

@@ -64,10 +64,10 @@ def part(cls: type[T]) -> type[T]:
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    leaves = [f.name for f in fields if not f.metadata.get("static")]
     statics = [f.name for f in fields if f.metadata.get("static")]
-    keys = [NumberKey(f.name) if f.metadata.get("number") else GetAttrKey(f.name)
-            for f in fields if not f.metadata.get("static")]  # fmt: skip
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+    numbers = {f.name for f in fields if f.metadata.get("number")}
+    keys = [NumberKey(name) if name in numbers else GetAttrKey(name) for name in leaves]
 
     def flatten(part: Any) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(part, name) for name in leaves], tuple(getattr(part, n) for n in statics)
@@ -130,7 +130,7 @@ class Batch(NamedTuple):
     mean loss; nothing downstream divides. Padding repeats a row of the batch with weight 0.
     """
 
-    index: jax.Array  # int32[B]
+    index: jax.Array  # type: ignore[assignment]  # int32[B]; tuple.index is not meant
     weight: jax.Array  # float[B]: float32, or float64 in x64 mode
 
 
@@ -224,7 +224,7 @@ def accumulator_of(tree: PyTree) -> np.dtype:
 
 def strong(array: jax.Array) -> jax.Array:
     """The same array without JAX's weak type, which would retrace a scan or a jit."""
-    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array  # type: ignore[attr-defined]
+    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
 
 
 def as_arguments(tree: PyTree) -> PyTree:

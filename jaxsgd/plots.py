@@ -1,4 +1,4 @@
-"""Pictures of a run. Each function draws on matplotlib axes (the extra `plots`) and returns them."""
+"""Pictures of a run: each function draws on matplotlib axes (extra `plots`) and returns them."""
 
 from collections.abc import Mapping
 from typing import Any

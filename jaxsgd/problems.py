@@ -50,7 +50,7 @@ def _half_squared_error(params: PyTree, row: Any) -> Any:
 
 
 def line(*, half: bool = False) -> Problem:
-    """`y = 3.5 x + 1.2 + 0.5 noise`, 1,000 rows, x = 2 rand, from NumPy's legacy seed 42, zero start.
+    """`y = 3.5 x + 1.2 + 0.5 noise`, x = 2 rand: 1,000 rows by NumPy's seed 42, from zeros.
 
     Least squares finds about (3.46, 1.29). Twenty epochs in batches of 64 at rate 0.01 do not get
     there: about (3.2, 1.6) for `(y - yhat)^2` and (3.0, 1.9) for half of it. That is what the rate

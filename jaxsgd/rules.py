@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import DictKey
 
 from jaxsgd import checks
 from jaxsgd.pairs import (
@@ -82,7 +81,7 @@ class MomentumState(NamedTuple):
 
 @part
 class Momentum:
-    """Momentum in velocity form: `v' = momentum * v - learning_rate * grads`, `params' = params + v'`.
+    """Momentum, velocity form: `v' = momentum v - learning_rate grads`, `params' = params + v'`.
 
     The rate stands inside the velocity: a change of rate acts on new gradients only. Optax's
     `sgd(learning_rate, momentum)` has it outside, which is the same until the rate changes. A
@@ -164,8 +163,11 @@ class FromOptax:
     ):
         name = getattr(factory, "__name__", repr(factory))
         parameters = _parameters(factory, name, hyperparameters, static)
-        numbers = {k: v for k, v in hyperparameters.items()
-                   if k not in static and _is_number(v, parameters.get(k))}  # fmt: skip
+        numbers = {
+            key: value
+            for key, value in hyperparameters.items()
+            if key not in static and _is_number(value, parameters.get(key))
+        }
         for key, value in numbers.items():
             if key == "learning_rate" and not callable(value):
                 checks.number(value, f"{name}'s {key}")
@@ -174,7 +176,11 @@ class FromOptax:
             try:
                 hash(value)
             except TypeError:
-                raise TypeError(f"{name}'s {key} is a {type(value).__name__}, which cannot be part of a compiled program's name; hand it over inside a function of your own") from None  # noqa: E501  # fmt: skip
+                raise TypeError(
+                    f"{name}'s {key} is a {type(value).__name__}, which cannot be part of "
+                    "a compiled program's name; hand it over inside a function of your "
+                    "own"
+                ) from None
         self.__dict__.update(factory=factory, numbers=numbers, options=options)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -182,7 +188,8 @@ class FromOptax:
 
     def __repr__(self) -> str:
         name = getattr(self.factory, "__name__", repr(self.factory))
-        return ", ".join([f"FromOptax({name}", *(f"{k}={v!r}" for k, v in (self.numbers | self.options).items())]) + ")"  # noqa: E501  # fmt: skip
+        given = [f"{key}={value!r}" for key, value in (self.numbers | self.options).items()]
+        return f"FromOptax({', '.join([name, *given])})"
 
     def init(self, params: PyTree) -> PyTree:
         """The transformation's state, its accumulators in the accumulator's dtype."""
@@ -206,8 +213,8 @@ class FromOptax:
             return self.factory(**numbers, **self.options)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
-                f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) while "
-                "it is traced; name that number in static=(...), and it compiles anew for each value"
+                f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) "
+                "while it is traced; name that number in static=(...), and each value compiles anew"
             ) from error
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
@@ -225,7 +232,7 @@ class FromOptax:
 
 @part
 class Transformation:
-    """An Optax transformation handed over ready-made: static, told apart by its functions' identity.
+    """A ready-made Optax transformation: static, told apart by the identity of its functions.
 
     Its numbers are constants of the compiled run: each new transformation compiles again. A solver
     makes one of `rule=optax.adam(1e-3)`; `FromOptax(optax.adam, learning_rate=1e-3)` keeps the rate
@@ -258,7 +265,10 @@ def as_rule(rule: Any) -> Rule:
     if isinstance(rule, optax.GradientTransformation):
         return Transformation(rule)
     if isinstance(rule, type) or not (hasattr(rule, "init") and hasattr(rule, "update")):
-        raise TypeError(f"rule is {rule!r}, expected a rule, such as jaxsgd.SGD(0.1), or an Optax transformation, such as optax.adam(1e-3)")  # noqa: E501  # fmt: skip
+        raise TypeError(
+            f"rule is {rule!r}, expected a rule, such as jaxsgd.SGD(0.1), or an Optax "
+            "transformation, such as optax.adam(1e-3)"
+        )
     return rule
 
 
@@ -295,7 +305,9 @@ def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> 
             raise TypeError(f"{name} takes no {key!r}; it takes {', '.join(parameters)}")
     for key in static:
         if key not in given:
-            raise TypeError(f"static names {key!r}, which is not among the keywords given to {name}")
+            raise TypeError(
+                f"static names {key!r}, which is not among the keywords given to {name}"
+            )
     return parameters
 
 

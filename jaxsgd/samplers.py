@@ -48,7 +48,9 @@ def _check(self: Any) -> None:
 
 def _size(self: Any) -> int:
     if self.size is None:
-        raise ValueError(f"{self} has no size; give size=, the number of rows, or let a Solver do so")
+        raise ValueError(
+            f"{self} has no size; give size=, the number of rows, or let a Solver do so"
+        )
     return self.size
 
 
@@ -93,17 +95,20 @@ class FullBatch:
     Args:
       size: the number of rows, filled in by the solver.
 
-    >>> batch, state = jaxsgd.FullBatch(size=4).update(jaxsgd.FullBatch(size=4).init(jax.random.key(0)))
+    >>> sampler = jaxsgd.FullBatch(size=4)
+    >>> batch, state = sampler.update(sampler.init(jax.random.key(0)))
     >>> batch.index.tolist(), batch.weight.tolist()
     ([0, 1, 2, 3], [0.25, 0.25, 0.25, 0.25])
     """
 
     size: int | None = static(default=None)
 
-    __post_init__ = _check
     init = _init
     update = _update
     steps_per_epoch = property(_steps_per_epoch)
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def batch_size(self) -> int:
@@ -137,10 +142,12 @@ class Sequential:
     size: int | None = static(default=None)
     drop_last: bool = static(default=False, kw_only=True)
 
-    __post_init__ = _check
     init = _init
     update = _update
     steps_per_epoch = property(_steps_per_epoch)
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]); the key plays no part."""
@@ -172,10 +179,12 @@ class Shuffled:
     size: int | None = static(default=None)
     drop_last: bool = static(default=False, kw_only=True)
 
-    __post_init__ = _check
     init = _init
     update = _update
     steps_per_epoch = property(_steps_per_epoch)
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
@@ -201,10 +210,12 @@ class WithReplacement:
     batch_size: int = static()
     size: int | None = static(default=None)
 
-    __post_init__ = _check
     init = _init
     update = _update
     steps_per_epoch = property(_steps_per_epoch)
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""

@@ -49,7 +49,9 @@ class Solver:
         if is_loss or not hasattr(self.gradient, "update"):
             object.__setattr__(self, "gradient", Minibatch(self.gradient))
         if isinstance(self.sampler, type) or not hasattr(self.sampler, "batch"):
-            raise TypeError(f"sampler is {self.sampler!r}, expected one such as jaxsgd.Shuffled(64)")
+            raise TypeError(
+                f"sampler is {self.sampler!r}, expected one such as jaxsgd.Shuffled(64)"
+            )
         object.__setattr__(self, "rule", as_rule(self.rule))
         if self.penalty is not None:
             object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
@@ -90,7 +92,7 @@ class Solver:
         return self.step_on(state._replace(sampler=sampler), data, batch)
 
     def step_on(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
-        """One step on a batch of your own: rows of `data` with weights. The sampler stands still."""
+        """One step on a batch of your own: weighted rows of `data`. The sampler stands still."""
         params = state.params
         estimate, gradient = self.gradient.update(params, data, batch, state.gradient)
         penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
@@ -112,7 +114,10 @@ class Solver:
     def _penalty(self, params: PyTree) -> jax.Array:
         penalty = self.penalty(params)
         if jnp.shape(penalty) != ():
-            raise TypeError(f"penalty {self.penalty!r} returned an array of shape {jnp.shape(penalty)}, expected a scalar")  # noqa: E501  # fmt: skip
+            raise TypeError(
+                f"penalty {self.penalty!r} returned an array of shape "
+                f"{jnp.shape(penalty)}, expected a scalar"
+            )
         return penalty
 
 

@@ -34,10 +34,15 @@ def read(path: str, *, target: str | None, names: list[str] | None = None) -> Ta
     if names is None:
         names = [name for name in columns if name != target]
         if not names:
-            raise TableError(f"{path} has no column beside the target {target!r}, expected features")
+            raise TableError(
+                f"{path} has no column beside the target {target!r}, expected features"
+            )
     for name in names:
         if name not in columns:
-            raise TableError(f"{path} has no column {name!r}, which the model was trained on; it has {', '.join(columns)}")  # noqa: E501  # fmt: skip
+            raise TableError(
+                f"{path} has no column {name!r}, which the model was trained on; it has "
+                f"{', '.join(columns)}"
+            )
     if len(next(iter(columns.values()))) == 0:
         raise TableError(f"{path} has no rows below its header, expected at least one")
     features = np.stack([_numbers(file, name, columns[name]) for name in names], axis=1)
@@ -53,10 +58,13 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
     if file.suffix not in (".csv", ".parquet"):
         raise TableError(f"{file} ends in {file.suffix!r}, expected .csv, .parquet or .npz")
     try:
-        frame = pandas.read_csv(file, index_col=False) if file.suffix == ".csv" else pandas.read_parquet(file)  # noqa: E501  # fmt: skip
+        read = pandas.read_csv if file.suffix == ".csv" else pandas.read_parquet
+        frame = read(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' own errors are ValueErrors
         told = " ".join(str(error).split())
         raise TableError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
+    if file.suffix == ".csv" and not isinstance(frame.index, pandas.RangeIndex):
+        raise TableError(f"{file} has more fields in its rows than names in its header, line 1")
     return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
@@ -69,9 +77,13 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
         raise TableError(f"{file} could not be read as npz: {error}") from error
     for name, array in loaded.items():
         if array.ndim not in (1, 2) or (name == target and array.ndim != 1):
-            raise TableError(f"{file}: array {name!r} has shape {array.shape}, expected {'(rows,)' if name == target else '(rows,) or (rows, features)'}")  # noqa: E501  # fmt: skip
-        split = array.ndim == 2
-        columns |= {f"{name}[{j}]": array[:, j] for j in range(array.shape[1])} if split else {name: array}  # noqa: E501  # fmt: skip
+            expected = "(rows,)" if name == target else "(rows,) or (rows, features)"
+            told = f"{file}: array {name!r} has shape {array.shape}, expected {expected}"
+            raise TableError(told)
+        if array.ndim == 1:
+            columns[name] = array
+        else:
+            columns |= {f"{name}[{j}]": array[:, j] for j in range(array.shape[1])}
     lengths = {name: len(array) for name, array in loaded.items()}
     if len(set(lengths.values())) != 1:
         raise TableError(f"{file}: expected arrays with one row each, found lengths {lengths}")
@@ -79,27 +91,36 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
 
 
 def _complete(file: Path, name: str, column: np.ndarray) -> np.ndarray:
-    missing = [v is None or v != v for v in column.tolist()]  # noqa: PLR0124, NaN and NaT differ from themselves
+    missing = [v is None or v != v for v in column.tolist()]
     if any(missing):
-        raise TableError(f"{file}: column {name!r} is empty in {_line(file, missing.index(True))}, expected a value in every row")  # noqa: E501  # fmt: skip
+        raise TableError(
+            f"{file}: column {name!r} is empty in {_line(file, missing.index(True))}, "
+            "expected a value in every row"
+        )
     return column
 
 
 def _numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
     _complete(file, name, column)
-    if column.dtype.kind in "biuf":
-        numbers = column.astype(np.float32)
-    else:
+    if column.dtype.kind not in "biuf":
         for row, value in enumerate(column.tolist()):
             try:
                 float(value)
             except (TypeError, ValueError):
-                raise TableError(f"{file}: column {name!r} holds {value!r} in {_line(file, row)}, expected a number; drop the column or encode it as numbers") from None  # noqa: E501  # fmt: skip
-        numbers = column.astype(np.float64).astype(np.float32)
+                raise TableError(
+                    f"{file}: column {name!r} holds {value!r} in {_line(file, row)}, "
+                    "expected a number; drop the column or encode it as numbers"
+                ) from None
+        column = column.astype(np.float64)
+    with np.errstate(over="ignore"):  # told below, with its line
+        numbers = column.astype(np.float32)
     infinite = ~np.isfinite(numbers)
     if infinite.any():
         row = int(infinite.argmax())
-        raise TableError(f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected a finite 32-bit number")  # noqa: E501  # fmt: skip
+        raise TableError(
+            f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected "
+            "a finite 32-bit number"
+        )
     return numbers
 
 

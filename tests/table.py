@@ -104,7 +104,11 @@ def solvers(learning_rate=0.1):
     for name, sampler in SAMPLERS.items():
         yield name, jaxsgd.Solver(loss, sampler, jaxsgd.SGD(learning_rate)), None
     for name, (gradient, carry) in GRADIENTS.items():
-        yield name, jaxsgd.Solver(gradient, jaxsgd.Shuffled(BATCH), jaxsgd.SGD(learning_rate)), carry
+        yield (
+            name,
+            jaxsgd.Solver(gradient, jaxsgd.Shuffled(BATCH), jaxsgd.SGD(learning_rate)),
+            carry,
+        )
     for name, rule in RULES.items():
         penalty = jaxsgd.L2(0.01)
         solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(BATCH), rule(learning_rate), penalty)

@@ -51,7 +51,7 @@ def test_sizes():
 
 def test_parts_are_pytrees_that_compare_by_identity_and_bypass_init():
     rule = jaxsgd.Momentum(jnp.array([0.1, 0.2]), 0.9)
-    assert rule == rule  # noqa: PLR0124
+    assert rule == rule
     assert rule != jaxsgd.Momentum(jnp.array([0.1, 0.2]), 0.9)
     negative = jax.tree.map(lambda x: -x, rule)  # as the cotangents of a solver may be
     assert float(negative.momentum) == -0.9
@@ -63,7 +63,13 @@ def test_parts_are_pytrees_that_compare_by_identity_and_bypass_init():
 
 def test_as_arguments_are_strong_and_name_what_is_no_array():
     arguments = as_arguments((jaxsgd.SGD(1), jnp.asarray(0.5), 3, np.float64(2), True))
-    assert [str(x.dtype) for x in jax.tree.leaves(arguments)] == ["float32", "float32", "int32", "float32", "bool"]
+    assert [str(x.dtype) for x in jax.tree.leaves(arguments)] == [
+        "float32",
+        "float32",
+        "int32",
+        "float32",
+        "bool",
+    ]
     assert not any(x.weak_type for x in jax.tree.leaves(arguments))
     with pytest.raises(TypeError, match=r"\['a'\] is 'text' of type str"):
         as_arguments({"a": "text"})

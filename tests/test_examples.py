@@ -46,7 +46,8 @@ def test_every_public_name_has_an_example():
         if callable(getattr(jaxsgd, name))
         and ">>>" not in (getattr(jaxsgd, name).__doc__ or "")
         # records and constructors of fields, shown where they are used
-        and name not in {"Batch", "Estimate", "Info", "State", "Result", "Reason", "number", "static"}
+        and name
+        not in {"Batch", "Estimate", "Info", "State", "Result", "Reason", "number", "static"}
     ]
     assert not bare
 

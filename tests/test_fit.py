@@ -17,7 +17,9 @@ def fit(params=None, loss=table.loss, data=None, **options):
     options = {"epochs": 3, "batch_size": 8, "progress": False} | options
     if "rule" not in options:
         options.setdefault("learning_rate", 0.1)
-    return jaxsgd.fit(loss, params or start, rows if data is None else data, key=jax.random.key(0), **options)
+    return jaxsgd.fit(
+        loss, params or start, rows if data is None else data, key=jax.random.key(0), **options
+    )
 
 
 def test_fit_is_run_with_a_history():
@@ -30,9 +32,18 @@ def test_fit_is_run_with_a_history():
     state, trace = jaxsgd.run(solver, state, data, 9)
     np.testing.assert_allclose(result.params["weight"], state.params["weight"], rtol=1e-6)
     history = result.history
-    assert sorted(history) == ["epoch", "loss", "seconds", "step", "validation_error", "validation_loss"]
+    assert sorted(history) == [
+        "epoch",
+        "loss",
+        "seconds",
+        "step",
+        "validation_error",
+        "validation_loss",
+    ]
     np.testing.assert_allclose(history["loss"], trace.loss.reshape(3, 3).mean(1), rtol=1e-6)
-    np.testing.assert_allclose(history["validation_loss"][-1], jaxsgd.evaluate(table.loss, state.params, data), rtol=1e-5)
+    np.testing.assert_allclose(
+        history["validation_loss"][-1], jaxsgd.evaluate(table.loss, state.params, data), rtol=1e-5
+    )
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["step"].tolist() == [3, 6, 9]
     assert result.reason == jaxsgd.Reason.EPOCHS
@@ -72,7 +83,11 @@ def test_ctrl_c_ends_after_the_epoch_and_keeps_it():
     result = fit(epochs=1000, log=interrupt)
     assert result.reason == jaxsgd.Reason.INTERRUPTED
     assert len(result.history["epoch"]) in (2, 3)
-    np.testing.assert_allclose(result.params["weight"], fit(epochs=len(result.history["epoch"])).params["weight"], rtol=1e-6)
+    np.testing.assert_allclose(
+        result.params["weight"],
+        fit(epochs=len(result.history["epoch"])).params["weight"],
+        rtol=1e-6,
+    )
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -97,7 +112,12 @@ def test_every_kind_of_loss_rule_and_sampler_fits():
                  metrics={"loss": lambda params, row, carry: table.loss(params, row) + 0 * carry})  # fmt: skip
     assert result.state.carry != 0
     assert "validation_loss" in result.history
-    assert fit(rule=table.RULES["adamw"](0.1), sampler=jaxsgd.FullBatch(), penalty=jaxsgd.L2(0.1)).history["step"][-1] == 3
+    assert (
+        fit(
+            rule=table.RULES["adamw"](0.1), sampler=jaxsgd.FullBatch(), penalty=jaxsgd.L2(0.1)
+        ).history["step"][-1]
+        == 3
+    )
 
 
 def test_refusals():

@@ -118,7 +118,6 @@ def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", ["shuffled", "keyed", "adamw"])
 def test_a_lane_of_a_vmapped_run_follows_the_run_alone(name):
-    solver, carry = table.all_solvers()[name]
     rates = jnp.array([0.05, 0.1, 0.2])
     keys = jax.random.split(jax.random.key(1), 3)
 
@@ -136,10 +135,21 @@ def test_a_lane_of_a_vmapped_run_follows_the_run_alone(name):
         state_i, (index_i, path_i) = alone(rates[i], keys[i])
         chex.assert_trees_all_equal(index[i], index_i)
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], path), path_i, rtol=2e-5)
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], state.params), state_i.params, rtol=2e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, i=i: x[i], state.params), state_i.params, rtol=2e-5
+        )
 
 
-RATES = [0.3, 1, np.float32(0.2), np.float64(0.25), np.int64(1), jnp.float32(0.1), jnp.asarray(0.15), jnp.int32(1)]
+RATES = [
+    0.3,
+    1,
+    np.float32(0.2),
+    np.float64(0.25),
+    np.int64(1),
+    jnp.float32(0.1),
+    jnp.asarray(0.15),
+    jnp.int32(1),
+]
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgd schedule", "momentum", "adamw", "own factory"])
@@ -150,7 +160,10 @@ def test_another_number_key_or_data_of_the_same_shape_compiles_nothing(name):
     others = [table.start(make(0.5), None, seed=seed)[0] for seed in range(len(RATES))]
     moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), data)
     with no_compilation():
-        traces = [jaxsgd.run(make(rate), s, data, 6)[1].loss for rate, s in zip(RATES, others, strict=True)]
+        traces = [
+            jaxsgd.run(make(rate), s, data, 6)[1].loss
+            for rate, s in zip(RATES, others, strict=True)
+        ]
         jaxsgd.run(make(0.5), state, moved, 6)
         jaxsgd.run(make(0.5), others[0], data, 6)
     assert not np.array_equal(traces[0], ready)
@@ -224,7 +237,10 @@ def test_legacy_keys_are_wrapped_and_draw_the_same():
 def test_parts_fold_different_constants():
     solver, _ = table.all_solvers()["keyed"]
     state, _ = table.start(solver, None)
-    words = [jax.random.key_data(k).tolist() for k in (state.sampler.key, state.gradient.key, jax.random.key(0))]
+    words = [
+        jax.random.key_data(k).tolist()
+        for k in (state.sampler.key, state.gradient.key, jax.random.key(0))
+    ]
     assert len({tuple(w) for w in words}) == 3
 
 
@@ -244,7 +260,9 @@ def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
         after, info = jaxsgd.run(solver, state, data, 3, lambda state, info: info)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(dtype)}
-        assert {x.dtype for x in (info.loss, info.penalty, info.grad_norm, info.update_norm)} == {jnp.dtype(wide)}
+        assert {x.dtype for x in (info.loss, info.penalty, info.grad_norm, info.update_norm)} == {
+            jnp.dtype(wide)
+        }
         for leaf in jax.tree.leaves(after.rule):
             assert leaf.dtype in (wide, jnp.int32)
         assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(after))
@@ -300,7 +318,9 @@ def test_no_two_leaves_of_a_state_share_a_buffer_and_none_is_the_callers(name):
 def test_after_fit_the_callers_arrays_are_alive_and_run_donates_nothing():
     params, data = table.problem()
     key = jax.random.key(0)
-    jaxsgd.fit(table.loss, params, data, key=key, batch_size=8, epochs=2, learning_rate=0.1, progress=False)
+    jaxsgd.fit(
+        table.loss, params, data, key=key, batch_size=8, epochs=2, learning_rate=0.1, progress=False
+    )
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key)))
     solver, _ = table.all_solvers()["momentum"]
     state, data = table.start(solver, None)
@@ -343,7 +363,10 @@ def test_a_rules_trajectory_is_that_of_a_plain_loop(rule):
 
 def test_sgd_and_momentum_are_optaxs_where_the_definitions_coincide():
     params, data = table.problem()
-    for ours, theirs in [(jaxsgd.SGD(0.1), optax.sgd(0.1)), (jaxsgd.Momentum(0.1, 0.9), optax.sgd(0.1, momentum=0.9))]:
+    for ours, theirs in [
+        (jaxsgd.SGD(0.1), optax.sgd(0.1)),
+        (jaxsgd.Momentum(0.1, 0.9), optax.sgd(0.1, momentum=0.9)),
+    ]:
         final = []
         for rule in (ours, theirs):
             solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), rule)

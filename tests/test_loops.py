@@ -12,14 +12,18 @@ from tests import table
 
 
 def simple(sampler=None):
-    solver = jaxsgd.Solver(table.loss, sampler or jaxsgd.Shuffled(8), jaxsgd.SGD(0.1), jaxsgd.L2(0.1))
+    solver = jaxsgd.Solver(
+        table.loss, sampler or jaxsgd.Shuffled(8), jaxsgd.SGD(0.1), jaxsgd.L2(0.1)
+    )
     return solver, *table.start(solver, None)
 
 
 def test_record_keeps_the_step_that_ends_each_window():
     solver, state, data = simple()
     _, every_step = jaxsgd.run(solver, state, data, 12, lambda state, info: (info, state.params))
-    after, windows = jaxsgd.run(solver, state, data, 12, lambda state, info: (info, state.params), every=4)
+    after, windows = jaxsgd.run(
+        solver, state, data, 12, lambda state, info: (info, state.params), every=4
+    )
     picked = jax.tree.map(lambda x: x[3::4], every_step)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), windows, picked)
     assert windows[0].step.tolist() == [3, 7, 11]
@@ -59,11 +63,13 @@ def test_what_nobody_records_costs_nothing():
 
 
 def test_the_learning_rate_can_be_differentiated_through_a_run():
-    _, state, data = simple()
+    _, _, data = simple()
 
     def final(rate):
         solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.Momentum(rate, 0.5))
-        state, _ = jaxsgd.run(solver, solver.init(table.problem()[0], data, key=jax.random.key(0)), data, 6)
+        state, _ = jaxsgd.run(
+            solver, solver.init(table.problem()[0], data, key=jax.random.key(0)), data, 6
+        )
         return jnp.mean(jax.vmap(table.loss, (None, 0))(state.params, data))
 
     slope = jax.jit(jax.grad(final))(0.05)
@@ -90,7 +96,9 @@ def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
         state, data = table.start(solver, carry)
         solver.step(state, data)
         np.testing.assert_allclose(seen["value"], seen["again"], rtol=1e-6, err_msg=name)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen["grads"], seen["slope"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen["grads"], seen["slope"]
+        )
 
 
 def test_step_on_takes_a_batch_of_ones_own():
@@ -117,12 +125,16 @@ def test_evaluate_is_the_exact_mean_over_all_rows(batch_size):
     np.testing.assert_allclose(means["batched"], means["loss"], rtol=1e-6)
     assert float(means["big"]) == pytest.approx(float((abs(residual) > 1).mean()), rel=1e-6)
     np.testing.assert_allclose(means["vector"], data[0].mean(0), rtol=1e-5, atol=1e-6)
-    single = jaxsgd.evaluate(lambda params, row, carry: row[1] * carry, params, data, carry=jnp.float32(2))
+    single = jaxsgd.evaluate(
+        lambda params, row, carry: row[1] * carry, params, data, carry=jnp.float32(2)
+    )
     np.testing.assert_allclose(single, 2 * data[1].mean(), rtol=1e-5)
 
 
 def test_evaluate_keeps_an_infinite_row_infinite():
-    value = jaxsgd.evaluate(lambda p, y: y, jnp.zeros(()), jnp.array([1.0, 2.0, jnp.inf]), batch_size=2)
+    value = jaxsgd.evaluate(
+        lambda p, y: y, jnp.zeros(()), jnp.array([1.0, 2.0, jnp.inf]), batch_size=2
+    )
     assert value == jnp.inf
 
 
@@ -141,6 +153,7 @@ def test_refusals():
         jaxsgd.Solver(table.loss, 8, jaxsgd.SGD(0.1))
     with pytest.raises(TypeError, match="rule is 0.1"):
         jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), 0.1)
+    penalty = lambda params: params["weight"]  # noqa: E731
+    bad = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), penalty)
     with pytest.raises(TypeError, match="penalty"):
-        bad = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), lambda params: params["weight"])
         bad.step(state, data)

@@ -41,7 +41,10 @@ def test_the_line_step_for_step_against_a_plain_loop_and_converged(half, seen):
     index, weight = jax.vmap(sampler.batch, (None, 0))(state.sampler.key, jnp.arange(steps))
     assert (np.asarray(weight[15]) > 0).sum() == 40  # the last batch of an epoch
     np.testing.assert_allclose(
-        path, plain_line(problem.data, np.asarray(index), np.asarray(weight), half), rtol=2e-5, atol=1e-6
+        path,
+        plain_line(problem.data, np.asarray(index), np.asarray(weight), half),
+        rtol=2e-5,
+        atol=1e-6,
     )
     np.testing.assert_allclose(path[-1], seen, atol=0.1)  # not converged, and the book says so
 

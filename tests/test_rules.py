@@ -29,7 +29,9 @@ def test_from_optax_and_a_ready_made_transformation_are_optax():
 
 def test_own_rules_work_inside_chain():
     alone = train(jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5)).params
-    chained = train(optax.chain(optax.identity(), jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5))).params
+    chained = train(
+        optax.chain(optax.identity(), jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5))
+    ).params
     np.testing.assert_allclose(alone["weight"], chained["weight"], rtol=1e-6)
 
 
@@ -44,7 +46,9 @@ def test_a_line_search_gets_its_value_fn():
 
 
 def test_which_hyperparameters_are_leaves():
-    rule = jaxsgd.FromOptax(optax.adamw, learning_rate=1, b1=0.8, nesterov=True, eps=jnp.float32(1e-8))
+    rule = jaxsgd.FromOptax(
+        optax.adamw, learning_rate=1, b1=0.8, nesterov=True, eps=jnp.float32(1e-8)
+    )
     assert set(rule.numbers) == {"learning_rate", "b1", "eps"}
     assert rule.options == {"nesterov": True}
     schedule = jaxsgd.FromOptax(optax.sgd, learning_rate=table.Decay(0.1, 0.2))
