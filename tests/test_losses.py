@@ -1,0 +1,455 @@
+"""The three forms of a loss and their options, what they refuse, and the penalty."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import jaxsgd
+from tests import table
+
+PARAMS, DATA = table.problem()
+W = {"bias": jnp.float32(0.3), "weight": jnp.array([0.5, -1.0, 2.0])}
+# a short batch: three rows, the last one repeated with weight 0; the weights do not sum to 1
+BATCH = jaxsgd.Batch(jnp.array([4, 9, 17, 17]), jnp.array([0.2, 0.5, 0.1, 0.0]))
+
+
+@jax.jit
+def update(gradient, batch, carry=None, seed=0, params=W, data=DATA):
+    state = gradient.init(params, data, jax.random.key(seed), carry)
+    return gradient.update(params, data, batch, state)
+
+
+def by_hand(batch=BATCH):
+    """Loss, gradient and residuals of the least-squares problem in plain NumPy."""
+    index, weight = (np.asarray(a) for a in batch)
+    x, y = (np.asarray(a, np.float64)[index] for a in DATA)
+    residual = x @ np.asarray(W["weight"]) + 0.3 - y
+    grads = {"bias": weight @ residual, "weight": x.T @ (weight * residual)}
+    return weight @ residual**2 / 2, grads, residual
+
+
+# the three forms
+
+
+def test_the_three_forms_give_one_gradient():
+    forms = [
+        table.loss,
+        jaxsgd.RowLoss(table.loss),
+        jaxsgd.RowsLoss(table.loss),
+        jaxsgd.BatchLoss(table.weighted),
+    ]
+    loss, grads, _ = by_hand()
+    for form in forms:
+        estimate, _ = update(jaxsgd.Minibatch(form), BATCH)
+        chex.assert_trees_all_close(estimate, jaxsgd.Estimate(loss, grads), rtol=1e-5)
+
+
+def test_a_row_of_weight_zero_plays_no_part():
+    elsewhere = BATCH._replace(index=jnp.array([4, 9, 17, 0]))
+    for form in (
+        jaxsgd.RowLoss(table.loss),
+        jaxsgd.RowsLoss(table.loss),
+        jaxsgd.BatchLoss(table.weighted),
+    ):
+        gradient = jaxsgd.Minibatch(form)
+        chex.assert_trees_all_equal(update(gradient, BATCH), update(gradient, elsewhere))
+
+
+# aux
+
+
+def with_aux(params, rows):
+    residual = table.residual(params, rows)
+    wrong = residual > 0  # a bool is averaged as a number
+    return residual**2 / 2, {"both": jnp.stack([residual, residual**2], -1), "wrong": wrong}
+
+
+def test_aux_is_averaged_with_the_weights():
+    loss, grads, residual = by_hand()
+    weight = np.asarray(BATCH.weight)
+    both = weight @ np.stack([residual, residual**2], -1)
+    expected = jaxsgd.Estimate(loss, grads, {"both": both, "wrong": weight @ (residual > 0)})
+    for form in (jaxsgd.RowLoss, jaxsgd.RowsLoss):
+        estimate, _ = update(jaxsgd.Minibatch(form(with_aux, has_aux=True)), BATCH)
+        chex.assert_trees_all_close(estimate, expected, rtol=1e-5)
+    whole = jaxsgd.BatchLoss(
+        lambda p, rows, weight: (p["bias"], {"sum": weight.sum()}), has_aux=True
+    )
+    estimate, _ = update(jaxsgd.Minibatch(whole), BATCH)
+    assert float(estimate.aux["sum"]) == pytest.approx(0.8)  # as returned
+
+
+def test_aux_of_a_short_last_batch_is_the_mean_over_its_rows():
+    loss = jaxsgd.RowLoss(table.with_aux, has_aux=True)
+    solver = jaxsgd.Solver(loss, jaxsgd.Sequential(8), jaxsgd.SGD(0.0))
+    state = solver.init(W, DATA, key=jax.random.key(0))
+    _, info = jaxsgd.run(solver, state, DATA, 3, record=lambda state, info: info)
+    x, y = (np.asarray(a) for a in DATA)
+    residual = x @ np.asarray(W["weight"]) + 0.3 - y
+    means = [residual[i : i + 8].mean() for i in (0, 8, 16)]  # the last has 5 rows
+    np.testing.assert_allclose(info.aux["error"], means, rtol=1e-5)
+    np.testing.assert_allclose(info.loss[2], np.mean(residual[16:] ** 2) / 2, rtol=1e-5)
+
+
+# keys
+
+
+def drawn(params, row, key):
+    noise = jax.random.normal(key)
+    return params["bias"] * noise, noise
+
+
+def drawn_rows(params, rows, key):
+    noise = jax.random.normal(key, rows[1].shape)
+    return params["bias"] * noise, noise
+
+
+@pytest.mark.parametrize("form", [jaxsgd.RowLoss(drawn, has_aux=True, keyed=True),
+                                  jaxsgd.RowsLoss(drawn_rows, has_aux=True, keyed=True)])  # fmt: skip
+def test_each_row_has_a_key_of_its_own_and_the_same_key_repeats(form):
+    gradient = jaxsgd.Minibatch(form)
+    state = gradient.init(W, DATA, jax.random.key(0))
+    index = jnp.array([3, 3, 5, 8])  # the same row twice, too
+
+    @jax.jit
+    def noises(state):
+        """The noise of each row: the aux under a weight on that row alone."""
+        batches = jaxsgd.Batch(jnp.broadcast_to(index, (4, 4)), jnp.eye(4))
+        estimate, after = jax.vmap(gradient.update, (None, None, 0, None), (0, None))(
+            W, DATA, batches, state
+        )
+        return estimate.aux, after
+
+    first, after = noises(state)
+    second, _ = noises(after)
+    again, _ = noises(state)
+    assert len(np.unique(np.append(first, second))) == 8
+    np.testing.assert_array_equal(first, again)
+
+
+def scaled(params, rows, weight, key):
+    return table.weighted(params, rows, weight) * jax.random.uniform(key)
+
+
+@pytest.mark.parametrize(
+    "loss", [jaxsgd.RowLoss(table.noisy, keyed=True), jaxsgd.BatchLoss(scaled, keyed=True)]
+)
+def test_a_runs_noise_changes_from_step_to_step_and_with_the_key_alone(loss):
+    solver = jaxsgd.Solver(loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.0))
+    losses = [
+        np.asarray(
+            jaxsgd.run(solver, solver.init(W, DATA, key=jax.random.key(seed)), DATA, 4)[1].loss
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert len(np.unique(losses[0])) == 4  # the same rows and parameters: the noise alone
+    np.testing.assert_array_equal(losses[0], losses[1])
+    assert not set(losses[0]) & set(losses[2])
+
+
+def test_value_has_the_noise_of_the_update():
+    gradient = jaxsgd.Minibatch(jaxsgd.RowLoss(table.noisy, keyed=True))
+    state = gradient.init(W, DATA, jax.random.key(0))
+    estimate, after = jax.jit(gradient.update)(W, DATA, BATCH, state)
+    value = jax.jit(gradient.value)
+    assert float(value(W, DATA, BATCH, state)) == pytest.approx(float(estimate.loss), rel=1e-6)
+    assert float(value(W, DATA, BATCH, after)) != pytest.approx(float(estimate.loss), rel=1e-6)
+
+
+# model states
+
+
+def test_a_carry_of_rows_is_averaged_with_the_weights():
+    def fn(params, row, carry):
+        return table.loss(params, row), {"mean": 0.9 * carry["mean"] + 0.1 * row[1]}
+
+    gradient = jaxsgd.Minibatch(jaxsgd.RowLoss(fn, stateful=True))
+    y = np.asarray(DATA[1])[np.asarray(BATCH.index)]
+    for weight in ([0.25, 0.5, 0.25, 0.0], [0.2, 0.5, 0.1, 0.0]):
+        _, state = update(
+            gradient, BATCH._replace(weight=jnp.array(weight)), {"mean": jnp.float32(2.0)}
+        )
+        change = np.asarray(weight) @ (0.1 * (y - 2.0))  # weights of any sum leave the scale alone
+        np.testing.assert_allclose(state.carry["mean"], 2.0 + change, rtol=1e-5)
+
+
+def rows_mean(params, rows, carry):
+    return table.loss(params, rows), 0.9 * carry + 0.1 * jnp.mean(rows[1])
+
+
+def batch_mean(params, rows, weight, carry):
+    return table.weighted(params, rows, weight), 0.9 * carry + 0.1 * weight @ rows[1]
+
+
+def row_mean(params, row, carry):
+    return table.loss(params, row), 0.9 * carry + 0.1 * row[1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "b"),  # RowsLoss is not told the weights: its batches are whole here
+    [(jaxsgd.RowLoss(row_mean, stateful=True), 8), (jaxsgd.RowsLoss(rows_mean, stateful=True), 7),
+     (jaxsgd.BatchLoss(batch_mean, stateful=True), 8)],
+)  # fmt: skip
+def test_a_run_keeps_a_running_mean_in_its_state(loss, b):
+    solver = jaxsgd.Solver(loss, jaxsgd.Sequential(b), jaxsgd.SGD(0.1))
+    state = solver.init(PARAMS, DATA, key=jax.random.key(0), carry=5.0)
+    assert float(state.carry) == 5.0
+    plain = jaxsgd.Solver(table.loss, jaxsgd.Sequential(b), jaxsgd.SGD(0.1))
+    expected, _ = jaxsgd.run(plain, plain.init(PARAMS, DATA, key=jax.random.key(0)), DATA, 6)
+    after, means = jaxsgd.run(solver, state, DATA, 6, record=lambda state, info: state.carry)
+    y, mean, path = np.asarray(DATA[1]), 5.0, []
+    for step in range(6):
+        start = step % 3 * b
+        mean = 0.9 * mean + 0.1 * y[start : start + b].mean()
+        path.append(mean)
+    np.testing.assert_allclose(means, path, rtol=1e-5)
+    np.testing.assert_array_equal(after.carry, means[-1])
+    chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", [jaxsgd.RowLoss, jaxsgd.RowsLoss, jaxsgd.BatchLoss])
+def test_the_options_lengthen_arguments_and_result_in_one_order(form):
+    def fn(params, rows, *rest):
+        *weight, key, carry = rest
+        assert len(weight) == (form is jaxsgd.BatchLoss)
+        assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        assert key.shape == ()
+        each = table.loss(params, rows)
+        return (weight[0] @ each if weight else each), {"aux": 2 * each}, carry + jnp.ones(2)
+
+    gradient = jaxsgd.Minibatch(form(fn, has_aux=True, keyed=True, stateful=True))
+    batch = BATCH._replace(weight=jnp.array([0.25, 0.5, 0.25, 0.0]))
+    estimate, state = update(gradient, batch, jnp.zeros(2))
+    chex.assert_trees_all_close(tuple(estimate)[:2], by_hand(batch)[:2], rtol=1e-5)
+    np.testing.assert_allclose(state.carry, [1, 1], rtol=1e-6)
+    chex.assert_shape(estimate.aux["aux"], (4,) if form is jaxsgd.BatchLoss else ())
+
+
+def test_a_carry_keeps_its_dtype():
+    loss = jaxsgd.BatchLoss(
+        lambda p, rows, weight, carry: (p["bias"], (carry[0] + 1.0, carry[1] + 1)), stateful=True
+    )
+    _, state = update(
+        jaxsgd.Minibatch(loss), BATCH, (jnp.zeros((), jnp.bfloat16), jnp.zeros((), jnp.int32))
+    )
+    assert [x.dtype for x in state.carry] == [jnp.bfloat16, jnp.int32]
+    assert [float(x) for x in state.carry] == [1, 1]
+
+
+def test_a_missing_and_an_unwanted_carry_are_refused():
+    stateful = jaxsgd.Solver(
+        jaxsgd.RowsLoss(rows_mean, stateful=True), jaxsgd.FullBatch(), jaxsgd.SGD(0.1)
+    )
+    with pytest.raises(ValueError, match=r"stateful, expected carry=, the model state"):
+        stateful.init(PARAMS, DATA, key=jax.random.key(0))
+    plain = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
+    with pytest.raises(ValueError, match=r"carry was given, but the loss is not stateful"):
+        plain.init(PARAMS, DATA, key=jax.random.key(0), carry=1.0)
+
+
+def test_an_integer_carry_of_rows_is_refused():
+    loss = jaxsgd.RowLoss(lambda p, row, carry: (p["bias"], carry + 1), stateful=True)
+    with pytest.raises(
+        TypeError, match=r"averaged over the rows, but holds int32.*RowsLoss or BatchLoss"
+    ):
+        update(jaxsgd.Minibatch(loss), BATCH, jnp.zeros((), jnp.int32))
+
+
+# callables
+
+
+@pytest.mark.parametrize("form", [jaxsgd.RowLoss, jaxsgd.RowsLoss, jaxsgd.BatchLoss])
+def test_what_is_no_function_is_refused(form):
+    name = rf"{form.__name__}'s fn"
+    with pytest.raises(
+        TypeError, match=name + r" is a functools\.partial.*jax\.tree_util\.Partial"
+    ):
+        form(functools.partial(table.loss, PARAMS))
+    with pytest.raises(TypeError, match=name + r" is 3 of type int, expected a function"):
+        form(3)
+    with pytest.raises(TypeError, match=name + r".* is 'mean', which is no array.*static"):
+        form(Partial(table.loss, "mean"))
+    with pytest.raises(TypeError, match=name + r".* is <.*, which is no array.*static"):
+        form(Partial(table.loss, jnp.tanh))
+
+
+@jaxsgd.part
+class Weighted:
+    """A loss with an array that is not trained and a static choice."""
+
+    scale: jax.Array
+    power: int = jaxsgd.static(default=2)
+
+    def __call__(self, params, row):
+        return self.scale * table.residual(params, row) ** self.power
+
+
+def test_a_callable_pytree_keeps_its_arrays_as_leaves():
+    assert jax.tree.leaves(jaxsgd.RowLoss(table.loss)) == []
+    forms = [
+        jaxsgd.RowLoss(Weighted(jnp.float32(0.25))),
+        jaxsgd.RowLoss(
+            Partial(lambda scale, p, row: scale * table.residual(p, row) ** 2, jnp.float32(0.25))
+        ),
+    ]
+    loss, grads, _ = by_hand()
+    for form in forms:
+        assert [float(x) for x in jax.tree.leaves(form)] == [0.25]
+        value, slope = jax.value_and_grad(
+            lambda form: update(jaxsgd.Minibatch(form), BATCH)[0].loss
+        )(form)
+        np.testing.assert_allclose(value, loss / 2, rtol=1e-5)
+        np.testing.assert_allclose(jax.tree.leaves(slope), [2 * loss], rtol=1e-5)
+        estimate, _ = update(jaxsgd.Minibatch(form), BATCH)
+        chex.assert_trees_all_close(estimate.grads, jax.tree.map(lambda g: g / 2, grads), rtol=1e-5)
+
+
+# results
+
+FORMS = r"RowLoss\(fn\(params, row\).*RowsLoss\(fn\(params, rows\).*BatchLoss\(fn\(params, rows, weight\)"
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda p, row: row[0], r"returned an array of shape \(3,\) for one row, expected a scalar.*" + FORMS),
+        (jaxsgd.RowLoss(lambda p, row: row[1][None]), r"shape \(1,\) for one row, expected a scalar.*" + FORMS),
+        (jaxsgd.RowsLoss(lambda p, rows: p["bias"]), r"shape \(\) as loss of 4 rows, expected one a row.*" + FORMS),
+        (jaxsgd.RowsLoss(lambda p, rows: rows[0]), r"shape \(4, 3\) as loss of 4 rows.*" + FORMS),
+        (jaxsgd.RowsLoss(lambda p, rows: (rows[1], 1.0), has_aux=True), r"shape \(\) as aux of 4 rows.*" + FORMS),
+        (jaxsgd.BatchLoss(lambda p, rows, weight: weight), r"shape \(4,\), expected a scalar.*" + FORMS),
+    ],
+)  # fmt: skip
+def test_a_loss_of_the_wrong_shape_is_refused_and_told_the_forms(loss, told):
+    with pytest.raises(TypeError, match=told):
+        update(jaxsgd.Minibatch(loss), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments"), [(jaxsgd.RowLoss, 2), (jaxsgd.RowsLoss, 2), (jaxsgd.BatchLoss, 3)]
+)
+def test_results_that_do_not_fit_the_options_are_refused(form, arguments):
+    def returning(result):
+        return {
+            2: lambda p, rows: result,
+            3: lambda p, rows, x: result,
+            4: lambda p, rows, x, y: result,
+        }
+
+    cases = [
+        ((1.0, 2.0), {}, r"returned a tuple, expected a number; for aux give has_aux=True"),
+        ({"loss": 1.0}, {}, r"returned a dict, expected a number"),
+        (1.0, {"has_aux": True}, r"returned float, expected the tuple \(loss, aux\)"),
+        (1.0, {"stateful": True}, r"returned float, expected the tuple \(loss, carry\)"),
+        ((1.0, 2.0, 3.0), {"has_aux": True}, r"expected the tuple \(loss, aux\)"),
+        (
+            (1.0, 2.0),
+            {"has_aux": True, "stateful": True},
+            r"expected the tuple \(loss, aux, carry\)",
+        ),
+    ]
+    for result, options, told in cases:
+        stateful = options.get("stateful", False)
+        loss = form(returning(result)[arguments + stateful], **options)
+        with pytest.raises(TypeError, match=told):
+            update(jaxsgd.Minibatch(loss), BATCH, 0.0 if stateful else None)
+
+
+# the penalty
+
+
+def test_l2_is_half_the_strength_times_the_sum_of_squares():
+    params = {"bias": jnp.float32(2.0), "layers": (jnp.array([1.0, -2.0]), jnp.full((2, 2), 3.0))}
+    value, slope = jax.value_and_grad(jaxsgd.L2(0.1))(params)
+    assert float(value) == pytest.approx(0.05 * (4 + 5 + 36))
+    chex.assert_trees_all_close(slope, jax.tree.map(lambda x: 0.1 * x, params), rtol=1e-6)
+    assert jax.tree.leaves(jaxsgd.L2(0.1)) == [0.1]
+    assert float(jax.grad(lambda s: jaxsgd.L2(s)(params))(0.1)) == pytest.approx(22.5)
+    assert float(jaxsgd.L2(0)(params)) == 0
+
+
+def test_l2s_mask_is_a_prefix_of_the_parameters():
+    params = {"bias": jnp.float32(2.0), "layers": (jnp.array([1.0, -2.0]), jnp.full((2, 2), 3.0))}
+    mask = lambda params: {"bias": False, "layers": True}  # noqa: E731
+    value, slope = jax.value_and_grad(jaxsgd.L2(0.1, mask=mask))(params)
+    assert float(value) == pytest.approx(0.05 * 41)
+    expected = jax.tree.map(lambda x: 0.1 * x, params) | {"bias": jnp.float32(0.0)}
+    chex.assert_trees_all_close(slope, expected, rtol=1e-6)
+    none = jaxsgd.L2(0.1, mask=lambda params: jax.tree.map(lambda _: False, params))(params)
+    assert (float(none), none.dtype) == (0, jnp.float32)
+
+
+def test_l2_is_computed_in_the_accumulators_dtype():
+    penalty = jax.jit(jaxsgd.L2(0.1))(jnp.full(1000, 1.01, jnp.bfloat16))
+    assert penalty.dtype == jnp.float32
+    assert float(penalty) == pytest.approx(50 * float(jnp.bfloat16(1.01)) ** 2, rel=1e-5)
+    with jax.enable_x64(True):
+        assert jaxsgd.L2(0.1)(jnp.ones(2, jnp.float64)).dtype == jnp.float64
+        assert jaxsgd.L2(0.1)(jnp.ones(2, jnp.float32)).dtype == jnp.float32
+        masked = jaxsgd.L2(0.1, mask=lambda params: False)
+        assert masked(jnp.ones(2, jnp.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), jnp.array(-1.0), np.array([0.1, -0.1])])
+def test_a_negative_strength_is_refused(strength):
+    with pytest.raises(ValueError, match=r"L2's strength is .*, expected at least 0"):
+        jaxsgd.L2(strength)
+
+
+def test_a_strength_that_is_no_number_is_refused():
+    for strength in ("strong", True, 1j):
+        with pytest.raises(TypeError, match=r"L2's strength is .*, expected a"):
+            jaxsgd.L2(strength)
+
+
+@pytest.mark.parametrize(
+    "sampler", [jaxsgd.Sequential(1), jaxsgd.Sequential(8), jaxsgd.FullBatch()]
+)
+def test_the_penalty_enters_once_a_step_whatever_the_batch(sampler):
+    """With a loss that is flat, each step shrinks the parameters by 1 - rate * strength."""
+    flat = lambda params, row: 7.0 + 0 * row[1]  # noqa: E731
+    solver = jaxsgd.Solver(flat, sampler, jaxsgd.SGD(0.5), jaxsgd.L2(0.2))
+    state = solver.init(W, DATA, key=jax.random.key(0))
+    state, info = jaxsgd.run(solver, state, DATA, 5, record=lambda state, info: info)
+    chex.assert_trees_all_close(state.params, jax.tree.map(lambda x: 0.9**5 * x, W), rtol=1e-5)
+    squares = 0.3**2 + 0.5**2 + 1 + 4
+    np.testing.assert_allclose(info.loss, 7.0, rtol=1e-6)
+    np.testing.assert_allclose(info.penalty, 0.1 * squares * 0.81 ** np.arange(5), rtol=1e-5)
+    np.testing.assert_allclose(
+        info.grad_norm, 0.2 * np.sqrt(squares) * 0.9 ** np.arange(5), rtol=1e-5
+    )
+
+
+def test_info_tells_loss_and_penalty_apart_and_the_gradient_is_of_both():
+    solver = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), jaxsgd.L2(0.2))
+    state = solver.init(W, DATA, key=jax.random.key(0))
+    state, info = jaxsgd.run(solver, state, DATA, 1, record=lambda state, info: info)
+    n = len(DATA[1])
+    loss, grads, _ = by_hand(jaxsgd.Batch(np.arange(n), np.full(n, 1 / n)))
+    np.testing.assert_allclose(info.loss[0], loss, rtol=1e-5)
+    np.testing.assert_allclose(info.penalty[0], 0.1 * (0.3**2 + 0.5**2 + 1 + 4), rtol=1e-5)
+    grads = jax.tree.map(lambda g, w: g + 0.2 * np.asarray(w), grads, W)
+    expected = jax.tree.map(lambda g, w: np.asarray(w) - 0.1 * g, grads, W)
+    chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
+
+
+def test_a_penalty_is_any_function_of_the_parameters_to_a_scalar():
+    lasso = Partial(lambda strength, params: strength * jnp.abs(params).sum(), jnp.float32(0.5))
+    solver = jaxsgd.Solver(lambda w, row: 0 * row, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), lasso)
+    y = jnp.ones(2)
+    state, _ = jaxsgd.run(
+        solver, solver.init(jnp.array([1.0, -2.0]), y, key=jax.random.key(0)), y, 2
+    )
+    np.testing.assert_allclose(state.params, [0.9, -1.9], rtol=1e-6)
+    solver = jaxsgd.Solver(lambda w, row: 0 * row, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), jnp.abs)
+    with pytest.raises(
+        TypeError, match=r"penalty .* returned an array of shape \(2,\), expected a scalar"
+    ):
+        jaxsgd.run(solver, solver.init(jnp.ones(2), y, key=jax.random.key(0)), y, 1)
+    with pytest.raises(TypeError, match=r"penalty is 0.1 of type float, expected a function"):
+        jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), 0.1)

@@ -1,0 +1,174 @@
+"""The plain models: shapes, forward passes, initialisations, and what they refuse."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsgd
+
+
+def filled(shapes, seed=0):
+    """Random parameters of the shapes of others."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def init(model, seed=0):
+    return model.init(jax.random.key(seed))
+
+
+# shapes and forward passes
+
+
+@pytest.mark.parametrize(("outputs", "tail"), [(None, ()), (1, (1,)), (4, (4,))])
+def test_linear_is_a_product_and_a_bias(outputs, tail):
+    model = jaxsgd.Linear(3, outputs)
+    params = init(model)
+    chex.assert_shape([params["weight"], params["bias"]], [(3, *tail), tail])
+    chex.assert_type(jax.tree.leaves(params), jnp.float32)
+    params = filled(params)
+    rows = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    expected = rows @ np.asarray(params["weight"]) + np.asarray(params["bias"])
+    assert model(params, rows[0]).shape == tail
+    np.testing.assert_allclose(model(params, rows[0]), expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(params, rows), expected, rtol=1e-5, atol=1e-6)
+    by_row = jax.vmap(model, (None, 0))(params, rows)
+    np.testing.assert_allclose(by_row, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 8, 2), (3, 8, 6, 1)])
+def test_mlp_is_linear_layers_with_relu_between(sizes):
+    model = jaxsgd.MLP(sizes)
+    params = init(model)
+    assert len(params) == len(sizes) - 1
+    for layer, fan_in, fan_out in zip(params, sizes[:-1], sizes[1:], strict=True):
+        chex.assert_shape([layer["weight"], layer["bias"]], [(fan_in, fan_out), (fan_out,)])
+        assert not layer["bias"].any()
+        assert layer["weight"].any()
+    chex.assert_type(jax.tree.leaves(params), jnp.float32)
+    params = filled(params)
+    rows = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
+    out = rows
+    for i, layer in enumerate(params):
+        out = out @ np.asarray(layer["weight"]) + np.asarray(layer["bias"])
+        out = np.maximum(out, 0) if i < len(params) - 1 else out
+    assert (out < 0).any()  # no relu on the outputs
+    assert model(params, rows[0]).shape == sizes[-1:]
+    np.testing.assert_allclose(model(params, rows[0]), out[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(params, rows), out, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_static_and_its_parameters_a_tree_of_their_own():
+    for model in (jaxsgd.Linear(3, 2), jaxsgd.MLP([3, 4, 2])):
+        assert jax.tree.leaves(model) == []
+        params, x = init(model), jnp.ones(3)
+        chex.assert_trees_all_close(
+            jax.jit(lambda m, p, x: m(p, x))(model, params, x), model(params, x)
+        )
+        chex.assert_trees_all_equal(params, init(model))
+
+
+# initialisations
+
+
+def weights(model, seed=0):
+    return [np.asarray(x).ravel() for x in jax.tree.leaves(init(model, seed)) if x.ndim > 1]
+
+
+def assert_normal(x, deviation):
+    """Mean 0 and the given deviation, within 4 standard errors."""
+    assert abs(x.mean()) < 4 * deviation / np.sqrt(len(x))
+    assert abs(np.mean(x**2) / deviation**2 - 1) < 4 * np.sqrt(2 / len(x))
+
+
+def test_linear_starts_from_zeros():
+    for model in (jaxsgd.Linear(3), jaxsgd.Linear(3, 2), jaxsgd.MLP((3, 2), initialise="zeros")):
+        assert not any(x.any() for x in jax.tree.leaves(init(model)))
+
+
+def test_normal_has_a_standard_deviation_of_a_hundredth():
+    for model in (
+        jaxsgd.Linear(50, 400, initialise="normal"),
+        jaxsgd.MLP((50, 200, 50), initialise="normal"),
+    ):
+        for weight in weights(model):
+            assert_normal(weight, 0.01)
+
+
+def test_xavier_has_the_variance_of_one_over_the_inputs():
+    first, second = weights(jaxsgd.MLP((50, 200, 30)))
+    assert_normal(first, 1 / np.sqrt(50))
+    assert_normal(second, 1 / np.sqrt(200))
+    assert_normal(weights(jaxsgd.Linear(50, 400, initialise="xavier"))[0], 1 / np.sqrt(50))
+    alone = init(jaxsgd.Linear(5000, initialise="xavier"))["weight"]
+    assert_normal(np.asarray(alone), 1 / np.sqrt(5000))
+
+
+def test_keys_and_layers_start_apart():
+    model = jaxsgd.MLP((8, 8, 8))
+    first, second = weights(model)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, weights(model, seed=1)[0])
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: jaxsgd.Linear(0), ValueError, r"Linear's features is 0, expected 1 to"),
+        (lambda: jaxsgd.Linear(2.0), TypeError, r"Linear's features is 2\.0 of type float"),
+        (lambda: jaxsgd.Linear(True), TypeError, r"Linear's features is True"),
+        (lambda: jaxsgd.Linear(3, 0), ValueError, r"Linear's outputs is 0, expected 1 to"),
+        (lambda: jaxsgd.Linear(3, "2"), TypeError, r"Linear's outputs is '2' of type str"),
+        (lambda: jaxsgd.Linear(3, initialise="ones"), ValueError, r"initialise is 'ones', expected one of zeros, normal, xavier"),
+        (lambda: jaxsgd.MLP((3,)), ValueError, r"MLP's sizes are \(3,\), expected features and outputs"),
+        (lambda: jaxsgd.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
+        (lambda: jaxsgd.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),
+        (lambda: jaxsgd.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would stay alike"),
+        (lambda: jaxsgd.MLP((3, 4, 2), initialise="he"), ValueError, r"initialise is 'he', expected one of"),
+    ],
+)  # fmt: skip
+def test_what_is_no_model_is_refused(make, error, told):
+    with pytest.raises(error, match=told):
+        make()
+
+
+# the penalty's mask
+
+
+def test_weights_only_leaves_the_biases_out_of_a_penalty():
+    penalty = jaxsgd.L2(0.1, mask=jaxsgd.weights_only)
+    for model in (jaxsgd.Linear(3), jaxsgd.Linear(3, 2), jaxsgd.MLP((3, 4, 2))):
+        params = filled(init(model))
+        chex.assert_trees_all_equal_structs(jaxsgd.weights_only(params), params)
+        layers = params if isinstance(params, tuple) else (params,)
+        squares = sum(float(jnp.sum(layer["weight"] ** 2)) for layer in layers)
+        value, slope = jax.value_and_grad(penalty)(params)
+        assert float(value) == pytest.approx(0.05 * squares, rel=1e-5)
+        for layer, grads in zip(
+            layers, slope if isinstance(slope, tuple) else (slope,), strict=True
+        ):
+            np.testing.assert_allclose(grads["weight"], 0.1 * layer["weight"], rtol=1e-5)
+            assert not grads["bias"].any()
+
+
+def test_weights_only_knows_a_bias_by_its_name_in_any_tree():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Layer:
+        weight: jax.Array
+        bias: jax.Array
+
+    mask = jaxsgd.weights_only({"a": Layer(jnp.ones(2), jnp.ones(1)), "b": [jnp.ones(2)]})
+    assert (mask["a"].weight, mask["a"].bias, mask["b"]) == (True, False, [True])
+
+
+def test_weights_only_of_a_bare_array_is_the_array():
+    assert jaxsgd.weights_only(jnp.ones(3)) is True
+    assert float(jaxsgd.L2(2.0, mask=jaxsgd.weights_only)(jnp.ones(3))) == 3
