@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgd import checks
-from jaxsgd.pairs import PyTree, accumulate, as_callable, number, part, static
+from jaxsgd.pairs import PyTree, accumulate, accumulator_of, as_callable, number, part, static
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -218,7 +218,7 @@ class L2:
             mask,
             params,
         )
-        total = jnp.asarray(sum(jax.tree.leaves(squares), start=0.0))
+        total = sum(jax.tree.leaves(squares), start=jnp.zeros((), accumulator_of(params)))
         return jnp.asarray(self.strength).astype(total.dtype) / 2 * total
 
 

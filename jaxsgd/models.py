@@ -86,6 +86,10 @@ class MLP:
     initialise: str = static(default="xavier", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sizes, tuple | list):
+            raise TypeError(
+                f"MLP's sizes are {self.sizes!r}, expected a tuple such as (784, 128, 10)"
+            )
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if len(self.sizes) < 2:
             raise ValueError(
@@ -122,7 +126,8 @@ def weights_only(params: PyTree) -> PyTree:
     """
 
     def is_weight(path: tuple[Any, ...], _: Any) -> bool:
-        return getattr(path[-1], "key", getattr(path[-1], "name", None)) != "bias"
+        last = path[-1] if path else None  # a bare array
+        return getattr(last, "key", getattr(last, "name", None)) != "bias"
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 

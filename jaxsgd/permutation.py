@@ -55,14 +55,14 @@ def permute(key: jax.Array, positions: Any, size: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnames="size")
 def _permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
-    inside = (positions >= 0) & (positions < jnp.array(size, positions.dtype))
+    inside = (positions >= 0) & (positions < size)
     rows = permute_epoch(key, jnp.uint32(0), jnp.where(inside, positions, 0), size)
     return jnp.where(inside, rows, -1)
 
 
 @jax.jit
 def _permute_sizes(key: jax.Array, positions: jax.Array, size: jax.Array) -> jax.Array:
-    valid = (size >= 1) & (size <= checks.MAX_SIZE)
+    valid = size >= 1
     inside = valid & (positions >= 0) & (positions < size)
     rows = _walk(key, jnp.uint32(0), jnp.where(inside, positions, 0), jnp.where(valid, size, 1))
     return jnp.where(inside, rows, -1)
@@ -110,10 +110,15 @@ def _walk(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: Any) -> 
 
 
 def _integers(array: Any, name: str) -> jax.Array:
-    array = jnp.asarray(array)
+    """As int32; what is outside 0..2**31-1 becomes -1."""
+    xp = np if isinstance(array, np.ndarray | np.generic) else jnp
+    array = xp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} is an array of {array.dtype}, expected integers")
-    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+    if np.iinfo(array.dtype).max > checks.MAX_SIZE:  # looked at before JAX cuts 64 bits to 32
+        outside = (array < 0) | (array > checks.MAX_SIZE)
+        array = xp.where(outside, -1, xp.where(outside, 0, array).astype(np.int32))
+    return jnp.asarray(array, jnp.int32)
 
 
 def _shape(size: Any) -> tuple[Any, Any, Any]:

@@ -39,11 +39,12 @@ def _update(self: Any, state: SamplerState) -> tuple[Batch, SamplerState]:
 def _check(self: Any) -> None:
     name, most = type(self).__name__, checks.MAX_SIZE
     if self.size is not None:
-        checks.integer(self.size, f"{name}'s size", 1)
+        object.__setattr__(self, "size", checks.integer(self.size, f"{name}'s size", 1))
         most = self.size if not isinstance(self, WithReplacement) else most
     if not isinstance(self, FullBatch):
         of = f" of data with {self.size} rows" if most == self.size else ""
-        checks.integer(self.batch_size, f"{name}'s batch_size{of}", 1, most)
+        count = checks.integer(self.batch_size, f"{name}'s batch_size{of}", 1, most)
+        object.__setattr__(self, "batch_size", count)
 
 
 def _size(self: Any) -> int:
