@@ -120,18 +120,18 @@ def fit(
     with _Bar(progress, epochs, checks.rows(data)) as bar, _interrupts() as interrupted:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            state, loss, finite = _epoch(solver, state, data, steps=steps)
-            record = {"epoch": epoch, "loss": float(jax.device_get(loss))}
-            record["seconds"] = time.perf_counter() - start
-            record["step"] = int(jax.device_get(state.step))
+            state, *told = _epoch(solver, state, data, steps=steps)
+            step, loss, finite = jax.device_get((state.step, *told))
+            seconds = time.perf_counter() - start
+            record = {"epoch": epoch, "step": int(step), "loss": float(loss), "seconds": seconds}
             if metrics:
-                means = evaluate(metrics, state.params, rows, carry=state.carry)
-                record |= {f"{prefix}{k}": float(jax.device_get(v)) for k, v in means.items()}
+                means = jax.device_get(evaluate(metrics, state.params, rows, carry=state.carry))
+                record |= {f"{prefix}{name}": float(mean) for name, mean in means.items()}
             records.append(record)
             bar.update(record)
             if log is not None:
                 log({name: float(value) for name, value in record.items()})
-            if not jax.device_get(finite):
+            if not finite:
                 reason = Reason.DIVERGED
                 break
             if interrupted.is_set():
@@ -147,7 +147,8 @@ def _epoch(
 ) -> tuple[State, jax.Array, jax.Array]:
     """One epoch, its mean loss, and whether it was finite; if not, the state stands still."""
     new, trace = scan_steps(solver, state, data, None, steps)
-    finite = jnp.all(jnp.isfinite(trace.loss))
+    watched = jax.tree.leaves((trace.loss, new.params))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in watched]))
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         is_key = jnp.issubdtype(new.dtype, jax.dtypes.prng_key)  # stored keys never change

@@ -85,7 +85,7 @@ class Minibatch:
 
 def take(data: PyTree, index: jax.Array) -> PyTree:
     """The rows of `data` at `index`, which samplers keep inside it: no bounds are checked."""
-    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
+    return jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), data)
 
 
 def like(tree: PyTree, params: PyTree) -> PyTree:
