@@ -31,7 +31,7 @@ def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
 
 
 def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")) -> None:
-    """Refuse what is no number (or array of numbers) in `least..most`; NaN is refused too."""
+    """Refuse what is no finite number (or array of numbers) in `least..most`."""
     if value is None or type(value) is object or isinstance(value, jax.core.Tracer):
         return  # an in_axes tree, a tree transformation, or a trace: nothing to look at
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
@@ -41,7 +41,7 @@ def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")
     if not is_real:
         raise TypeError(f"{name} is {value!r}, expected a real number")
     host = host.astype(np.float64)
-    if not np.all((host >= least) & (host <= most)):
+    if not np.all((host >= least) & (host <= most) & np.isfinite(host)):
         bound = f"at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
         raise ValueError(f"{name} is {value}, expected {bound}")
 
@@ -67,6 +67,8 @@ def rows(data: PyTree, name: str = "data") -> int:
                 f"{where} is {given}, expected an array whose leading axis counts the "
                 "rows; convert it with jnp.asarray"
             )
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSMm":
+            raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
         if isinstance(leaf, np.ndarray) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             _fits_32_bits(leaf, where)
         lengths[where] = leaf.shape[0]
@@ -79,6 +81,14 @@ def rows(data: PyTree, name: str = "data") -> int:
     if n == 0:
         raise ValueError(f"{name} has 0 rows, expected at least 1")
     return n
+
+
+def alike(other: PyTree, data: PyTree, name: str) -> None:
+    """Refuse rows that are not of the structure and shapes of the rows of `data`."""
+    rows(other, name)
+    row = lambda tree: jax.tree.map(lambda x: x.shape[1:], tree)  # noqa: E731
+    if row(other) != row(data):
+        raise ValueError(f"a row of {name} has shape {row(other)}, expected {row(data)} as in data")
 
 
 def _fits_32_bits(leaf: np.ndarray, where: str) -> None:
@@ -97,6 +107,9 @@ def params(tree: PyTree) -> None:
         if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         given = f"an array of {leaf.dtype}" if is_array else f"{leaf!r} ({type(leaf).__name__})"
+        if is_array or isinstance(leaf, int | float):
+            where = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{where} is {given}, expected a float array: jnp.asarray(..., float)")
         raise TypeError(
             f"params{jax.tree_util.keystr(path)} is {given}, expected a float array; train the "
             "float arrays alone and keep the rest in the loss: params, rest = "

@@ -39,9 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         return _say(str(error), 2)
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # below what was being drawn
         return _say("interrupted; files that were not named above were not written", 130)
 
 
@@ -57,8 +58,12 @@ def _fit(args: argparse.Namespace) -> int:
     default = "softmax" if name == "digits" or is_text else "squared_error"
     loss = args.loss or default
     if loss not in CLASSIFIERS:
-        column = args.target or "target"
-        table = table._replace(target=numbers(Path(args.file), column, table.target))
+        column = numbers(Path(args.file), args.target or "target", table.target)
+        few = len(np.unique(column))
+        if args.loss is None and few <= 10:
+            told = f"the target holds {few} different numbers; if they are classes"
+            print(f"note          {told}, give --loss softmax")
+        table = table._replace(target=column)
     rows = prepare(table, loss, test_fraction=args.test_fraction, seed=args.seed)
     task = task_for(args.model, loss, rows, args.init)
     penalty = L2(args.l2, mask=weights_only)
@@ -78,7 +83,8 @@ def _fit(args: argparse.Namespace) -> int:
         validation=rows.held_out,
         metrics=metrics,
     )
-    files = _write(out, result, rows, args.model, loss)
+    label = f"{loss.replace('_', ' ')} loss" + " (standardised target)" * (rows.classes is None)
+    files = _write(out, result, rows, args.model, loss, label, f"{name}, {args.model}, {args.rule}")
     print(f"files         {', '.join(map(str, files))}")
     _report(result, task, penalty, rows, metrics)
     if result.reason == Reason.EPOCHS:
@@ -92,11 +98,15 @@ def _table(args: argparse.Namespace) -> tuple[Table, str]:
     if args.file == "digits":
         if args.target is not None:
             raise ValueError("digits is a data set with its own target; leave out --target")
-        x, y = problems.digits()
-        return Table([f"pixel_{i // 8}_{i % 8}" for i in range(64)], x, y), "digits"
+        return _digits(), "digits"
     if args.target is None:
         raise ValueError(f"--target is missing: name the column of {args.file} to predict")
     return read(args.file, target=args.target), Path(args.file).stem
+
+
+def _digits() -> Table:
+    x, y = problems.digits()
+    return Table([f"pixel_{i // 8}_{i % 8}" for i in range(64)], x, y)
 
 
 def _rule(args: argparse.Namespace) -> Any:
@@ -108,18 +118,23 @@ def _rule(args: argparse.Namespace) -> Any:
     return SGD(rate) if args.rule == "sgd" else FromOptax(optax.adam, learning_rate=rate)
 
 
-def _write(out: Path, result: Result, rows: Rows, spec: str, loss: str) -> list[Path]:
+def _write(
+    out: Path, result: Result, rows: Rows, spec: str, loss: str, label: str, title: str
+) -> list[Path]:
     """The model, the history and, if an epoch was run, its picture."""
     import pandas
 
     files = [out / "model.npz", out / "history.csv"]
     save(files[0], result.params, rows, spec, loss)
     pandas.DataFrame(result.history).to_csv(files[1], index=False)
-    if result.history:
-        files.append(out / "learning_curve.png")
-        ax = plots.learning_curve(result.history, label=f"{loss.replace('_', ' ')} loss")
-        ax.figure.savefig(files[2], dpi=150)
-    return files
+    picture = out / "learning_curve.png"
+    if not len(result.history["epoch"]):
+        picture.unlink(missing_ok=True)  # an earlier run's
+        return files
+    ax = plots.learning_curve(result.history, label=label)
+    ax.set_title(title)
+    ax.figure.savefig(picture, dpi=150)
+    return [*files, picture]
 
 
 def _report(result: Result, task: Task, penalty: L2, rows: Rows, metrics: dict[str, Any]) -> None:
@@ -127,7 +142,7 @@ def _report(result: Result, task: Task, penalty: L2, rows: Rows, metrics: dict[s
     held = 0 if rows.held_out is None else len(rows.held_out[0])
     print(f"device        {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"data          {n} rows x {d} features to train on, {held} held out")
-    seconds = result.history.get("seconds", np.zeros(0))
+    seconds = result.history["seconds"]
     if len(seconds) > 1:
         steady, steps = float(np.median(seconds[1:])), result.history["step"][0]
         print(f"compile       {max(seconds[0] - steady, 0):.2f} s")
@@ -135,25 +150,32 @@ def _report(result: Result, task: Task, penalty: L2, rows: Rows, metrics: dict[s
     for name, data in [("train", rows.train), ("held out", rows.held_out)]:
         if data is not None:
             values = evaluate({f"{task.loss} loss": task, **metrics}, result.params, data)
-            told = ", ".join(f"{metric} {float(value):.4f}" for metric, value in values.items())
+            told = ", ".join(f"{metric} {float(value):.4g}" for metric, value in values.items())
+            if rows.classes is None:
+                squares = float(values[f"{task.loss} loss"]) * (2 if task.loss == "l2_loss" else 1)
+                told += (
+                    f" (standardised target), root mean square {rows.unit[1] * squares**0.5:.4g}"
+                )
             print(f"{name:<13} {told}")
     if isinstance(task.model, Linear):
         ours, best, converged = lbfgs(result.params, task, penalty, rows.train)
         kind = "converged L-BFGS" if converged else "L-BFGS, not converged,"
-        print(f"objective     {ours:.6f} (train loss + penalty); {kind} {best:.6f}")
+        print(f"objective     {ours:.6g} (train loss + penalty); {kind} {best:.6g}")
     else:
         print("objective     no L-BFGS beside it: an MLP's problem has no one minimum")
 
 
 def _predict(args: argparse.Namespace) -> int:
     task, params, rows = load(args.model)
-    table = read(args.file, target=None, names=rows.names)
     import pandas
 
+    is_digits = args.file == "digits"
+    table = _digits() if is_digits else read(args.file, target=None, names=rows.names)
     x = standardise(table.features, rows.mean, rows.scale)
     output = np.asarray(jax.jit(task.predict)(params, x))
     if rows.classes is None:
-        columns = {"prediction": output[:, 0]}
+        mean, scale = rows.unit
+        columns = {"prediction": mean + scale * output[:, 0]}
     else:
         columns = {"prediction": rows.classes[output.argmax(axis=1)]}
         columns |= {f"probability_{c}": output[:, k] for k, c in enumerate(rows.classes)}
@@ -175,6 +197,13 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 0 to {2**32 - 1}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jaxsgd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -183,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         "fit",
         help="train on a table of rows",
         description="Train on a table of rows; write the learning curve, the history and the model."
-        " Features are standardised with the training part's statistics.",
+        " Features, and a target of numbers, are standardised with the training part's statistics.",
     )
     fit.set_defaults(run=_fit)
     add = fit.add_argument
@@ -199,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help=f"default: {rates}")
     add("--momentum", type=float, help="of --rule momentum; default: 0.9")
     add("--l2", type=float, default=1e-3, help="of l2/2 |weights|^2; default: 0.001")
-    add("--seed", type=int, default=0, help="of split, start and order; default: 0")
+    add("--seed", type=_seed, default=0, help="of split, start and order; default: 0")
     add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")
     add("--out", metavar="FOLDER", help="default: jaxsgd-NAME; its files are replaced")
 

@@ -18,7 +18,7 @@ from jaxsgd import checks
 from jaxsgd.gradients import Minibatch
 from jaxsgd.loops import evaluate, scan_steps
 from jaxsgd.losses import RowLoss, RowsLoss
-from jaxsgd.pairs import PyTree, State, as_arguments
+from jaxsgd.pairs import Batch, Info, PyTree, State, as_arguments
 from jaxsgd.rules import SGD
 from jaxsgd.samplers import Shuffled
 from jaxsgd.solver import Solver
@@ -29,7 +29,7 @@ class Reason(enum.StrEnum):
 
     EPOCHS = "all epochs were run"
     INTERRUPTED = "interrupted; the result is that of the last whole epoch"
-    DIVERGED = "the loss is no longer finite; the result is that of the last epoch with finite loss"
+    DIVERGED = "the loss or a parameter is no longer finite; the result is the epoch's start"
 
 
 class Result(NamedTuple):
@@ -78,15 +78,17 @@ def fit(
       penalty: as `Solver`'s.
       carry: the model state that a `stateful` loss starts from.
       validation: held-out rows, evaluated after each epoch.
-      metrics: a dict of functions of `(params, row)`, evaluated after each epoch on `validation`,
-        or on `data` where there is none.
+      metrics: a dict of functions of `(params, row)` to a number, evaluated after each epoch on
+        `validation`, or on `data` where there is none; of `(params, row, carry)` for a `stateful`
+        loss.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       progress: a progress bar with the loss and rows per second (needs tqdm).
 
     Returns:
       `Result(params, state, history, reason)`. History: `epoch` and `step` (counted from 1: so many
-      are done), `loss` (mean of the epoch's batch losses, each before its update), `seconds` of the
-      epoch's training, and `validation_loss`, `validation_<metric>` (or `<metric>` on `data`).
+      are done), `loss` (the mean over the epoch's rows, each before the update it was part of),
+      `seconds` of the epoch's training (the first one's include compilation), and
+      `validation_loss`, `validation_<metric>` (or `<metric>` on `data`).
 
     Raises:
       ValueError, TypeError: both or none of learning_rate and rule, and all that `Solver` refuses.
@@ -103,17 +105,24 @@ def fit(
         given = "neither" if rule is None else "both"
         raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
     rule = SGD(learning_rate) if rule is None else rule
+    if sampler is not None and batch_size != 64:
+        raise ValueError(
+            f"fit was given batch_size={batch_size} and a sampler, expected one of them"
+        )
     sampler = Shuffled(batch_size) if sampler is None else sampler
     epochs = checks.integer(epochs, "epochs", 0)
     solver = Solver(loss_or_gradient, sampler, rule, penalty)
     metrics = _metrics(solver, metrics, validation)
     prefix = "" if validation is None else "validation_"
     state = solver.init(params, data, key=key, carry=carry)
+    if validation is not None:
+        checks.alike(validation, data, "validation")
     solver, data, held_out = as_arguments((solver, data, validation))
     steps = solver.sampler_for(data).steps_per_epoch
     if steps == 0:
         raise ValueError(f"{sampler} has no step in an epoch of {checks.rows(data)} rows")
     rows = held_out if validation is not None else data
+    _check_scalars(metrics, state, rows)
 
     records: list[dict[str, float]] = []
     reason = Reason.EPOCHS
@@ -137,7 +146,8 @@ def fit(
             if interrupted.is_set():
                 reason = Reason.INTERRUPTED
                 break
-    history = {k: np.array([r[k] for r in records]) for k in (records[0] if records else {})}
+    names = ("epoch", "step", "loss", "seconds", *(f"{prefix}{name}" for name in metrics))
+    history = {name: np.array([record[name] for record in records]) for name in names}
     return Result(state.params, state, history, reason)
 
 
@@ -146,15 +156,22 @@ def _epoch(
     solver: Solver, state: State, data: PyTree, *, steps: int
 ) -> tuple[State, jax.Array, jax.Array]:
     """One epoch, its mean loss, and whether it was finite; if not, the state stands still."""
-    new, trace = scan_steps(solver, state, data, None, steps)
-    watched = jax.tree.leaves((trace.loss, new.params))
+
+    def loss_and_rows(_: State, info: Info, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return info.loss, jnp.sum(batch.weight > 0)
+
+    new, (losses, rows) = scan_steps(solver, state, data, loss_and_rows, steps)
+    mean = jnp.sum(losses * rows) / jnp.sum(rows)  # the short last batch counts its own rows
+    watched = jax.tree.leaves((losses, new.params))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in watched]))
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        is_key = jnp.issubdtype(new.dtype, jax.dtypes.prng_key)  # stored keys never change
-        return new if is_key else jnp.where(finite, new, old)
+        if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+            return jnp.where(finite, new, old)
+        words = keep(jax.random.key_data(new), jax.random.key_data(old))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(new))
 
-    return jax.tree.map(keep, new, state), jnp.mean(trace.loss), finite
+    return jax.tree.map(keep, new, state), mean, finite
 
 
 def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
@@ -163,17 +180,32 @@ def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]
         raise TypeError(f"metrics is {metrics!r}, expected a dict of functions of (params, row)")
     named = dict(metrics or {})
     if validation is None:
+        taken = {"epoch", "step", "loss", "seconds"} & set(named)
+        if taken:
+            raise ValueError(f"metrics names {taken.pop()!r}, which the history keeps for itself")
         return named
     loss = solver.gradient.loss if isinstance(solver.gradient, Minibatch) else None
-    plain = isinstance(loss, RowLoss | RowsLoss) and not (loss.keyed or loss.stateful)
-    if plain and not loss.has_aux:  # type: ignore[union-attr]
+    if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
         return {"loss": loss} | named
     if not named:
         raise ValueError(
-            "validation was given, but this loss (keyed, stateful, with aux, or of the whole "
-            "batch) is no function of (params, row) to average; give metrics={'loss': ...}"
+            "validation was given, but this loss (keyed, or of the whole batch) is no function of "
+            "(params, row) to average; give metrics={'loss': ...}"
         )
     return named
+
+
+def _check_scalars(metrics: dict[str, Any], state: State, rows: PyTree) -> None:
+    """Refuse metrics that fail or are no numbers before anything is trained."""
+    carry = state.carry
+    means = jax.eval_shape(
+        lambda p, r, c: evaluate(metrics, p, r, carry=c), state.params, rows, carry
+    )
+    for name, mean in means.items():
+        if getattr(mean, "shape", None) != ():
+            raise ValueError(
+                f"metric {name!r} is of shape {jax.tree.map(jnp.shape, mean)}, expected a number"
+            )
 
 
 class _Bar:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsgd import checks
 from jaxsgd.losses import as_loss
-from jaxsgd.pairs import Batch, Estimate, PyTree, accumulate, accumulator_of, part
+from jaxsgd.pairs import Batch, Estimate, PyTree, accumulate, accumulator_of, part, strong
 
 
 class GradientState(NamedTuple):
@@ -68,7 +68,8 @@ class Minibatch:
             accumulate(params)
         )
         step = None if state.step is None else state.step + 1
-        carry = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), carry, state.carry)
+        if self.loss.stateful:
+            carry = _carry_like(carry, state.carry)
         return Estimate(loss, grads, aux), GradientState(state.key, step, carry)
 
     def value(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> jax.Array:
@@ -81,6 +82,21 @@ class Minibatch:
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
         weight = batch.weight.astype(accumulator_of(params))
         return self.loss.total(params, take(data, batch.index), weight, key, state.carry)
+
+
+def _carry_like(carry: PyTree, before: PyTree) -> PyTree:
+    """The new carry in the dtypes of the old one; another structure, shape or kind is refused."""
+    told: list[Any] = [jax.tree.map(lambda x: jnp.shape(x), tree) for tree in (carry, before)]
+    if told[0] != told[1]:
+        raise ValueError(f"the loss returned a carry of shapes {told[0]}, but was given {told[1]}")
+
+    def cast(new: Any, old: jax.Array) -> jax.Array:
+        new = jnp.asarray(new)
+        if jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact):
+            raise TypeError(f"the loss returned a carry of {new.dtype}, but was given {old.dtype}")
+        return strong(new if new.dtype == old.dtype else new.astype(old.dtype))
+
+    return jax.tree.map(cast, carry, before)
 
 
 def take(data: PyTree, index: jax.Array) -> PyTree:

@@ -35,7 +35,8 @@ def run(
       data: the rows, as given to `solver.init`.
       steps: how many, a multiple of `every`; static.
       record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
-        of it): a function or callable pytree. Without it, an `Info` of `step` and `loss`.
+        of it): a function, told apart by its identity (define it once, not in the call), or a
+        callable pytree. Without it, an `Info` of `step` and `loss`.
       every: keep only the step that ends each window of `every` steps; what is not recorded is not
         computed.
 
@@ -56,6 +57,11 @@ def run(
     steps, every = checks.integer(steps, "steps", 0), checks.integer(every, "every", 1)
     if steps % every:
         raise ValueError(f"steps is {steps}, expected a multiple of every, which is {every}")
+    if not isinstance(state, State):
+        raise TypeError(
+            f"state is of type {type(state).__name__}, expected the State that "
+            "solver.init(params, data, key=key) or an earlier run returned"
+        )
     checks.rows(data)
     record = record if record is None else as_callable(record, "record")
     return _run(*as_arguments((solver, state, data, record)), windows=steps // every, every=every)
@@ -65,18 +71,24 @@ def run(
 def _run(
     solver: Solver, state: State, data: PyTree, record: Any, *, windows: int, every: int
 ) -> tuple[State, PyTree]:
-    return scan_steps(solver, state, data, record, windows, every)
+    if record is not None:
+        keep = lambda state, info, batch: record(state, info)  # noqa: E731
+        return scan_steps(solver, state, data, keep, windows, every)
+    after, loss = scan_steps(solver, state, data, lambda _, info, batch: info.loss, windows, every)
+    last_of_window = jnp.arange(1, windows + 1, dtype=jnp.int32) * every - 1
+    return after, Info(step=state.step + last_of_window, loss=loss)
 
 
 def scan_steps(
     solver: Solver, state: State, data: PyTree, record: Any, windows: int, every: int = 1
 ) -> tuple[State, PyTree]:
-    """`run` without its front door, for use inside a traced function.
+    """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch.
 
     Each step hands on the batch of the next: one that waits in the carry is computed once, where
     the compiler would compute it again inside each of the operations that gather by it.
     """
     sampler = solver.sampler_for(data)
+    _check_rule(solver, state)
 
     def step(carry: Any) -> tuple[Any, Info]:
         state, (batch, after) = carry
@@ -86,15 +98,23 @@ def scan_steps(
     def window(carry: Any, _: None) -> tuple[Any, PyTree]:
         if every > 1:
             carry, _ = lax.scan(lambda c, _: (step(c)[0], None), carry, length=every - 1)
+        batch = carry[1][0]
         carry, info = step(carry)
-        return carry, info.loss if record is None else record(carry[0], info)
+        return carry, record(carry[0], info, batch)
 
-    first = state.step
     (state, _), trace = lax.scan(window, (state, sampler.update(state.sampler)), length=windows)
-    if record is None:
-        last_of_window = jnp.arange(1, windows + 1, dtype=jnp.int32) * every - 1
-        trace = Info(step=first + last_of_window, loss=trace)
     return state, trace
+
+
+def _check_rule(solver: Solver, state: State) -> None:
+    expected = jax.eval_shape(solver.rule.init, state.params)
+    structures: list[Any] = [jax.tree.structure(expected), jax.tree.structure(state.rule)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"the state was made for another rule: its rule state is {type(state.rule).__name__}, "
+            f"but {solver.rule!r} expects {type(expected).__name__}; make one with solver.init, or "
+            "go on with state._replace(rule=solver.rule.init(state.params))"
+        )
 
 
 def evaluate(
@@ -146,13 +166,20 @@ def _evaluate(forms: Any, params: PyTree, data: PyTree, carry: PyTree, *, batch_
             valid = (weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
             return jnp.sum(jnp.where(valid, values.astype(dtype), 0), axis=0)
 
-        # sums, not means: counts stay exact, and each row weighs the same in the short last chunk
         return jax.tree.map(total, {k: f(params, rows, carry) for k, f in forms.items()})
+
+    def add(step: jax.Array, sums: Any) -> Any:
+        """Kahan's sum (1965): what rounding loses of a chunk is carried to the next."""
+        total, lost = sums
+        term = jax.tree.map(jnp.subtract, chunk(step), lost)
+        after = jax.tree.map(jnp.add, total, term)
+        lost = jax.tree.map(lambda new, old, x: (new - old) - x, after, total, term)
+        # an infinite sum has no remainder
+        return after, jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), lost)
 
     shapes = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = partial(jax.tree.map, jnp.add)
-    sums = lax.fori_loop(0, sampler.steps_per_epoch, lambda i, s: add(s, chunk(i)), zeros)
+    sums, _ = lax.fori_loop(0, sampler.steps_per_epoch, add, (zeros, zeros))
     return jax.tree.map(lambda x: x / n, sums)
 
 

@@ -71,7 +71,7 @@ class RowLoss:
                     f"scalar: it is given one row, of shape {jax.tree.map(jnp.shape, row)}; the "
                     f"forms of a loss are {FORMS}"
                 )
-            return jnp.asarray(loss), aux, new if self.stateful else None
+            return _float(loss, self), aux, new if self.stateful else None
 
         if not self.keyed:
             return jax.vmap(one, (0, None))(rows, None)
@@ -127,7 +127,7 @@ class RowsLoss:
                     f"RowsLoss's {self.fn!r} returned {_shape_of(leaf)} as {name} of "
                     f"{count} rows, expected one a row; the forms are {FORMS}"
                 )
-        return values, aux, carry
+        return _float(values, self), aux, carry
 
     def total(
         self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, carry: PyTree
@@ -171,7 +171,10 @@ class BatchLoss:
                 f"BatchLoss's {self.fn!r} returned {_shape_of(loss)}, expected a scalar; "
                 f"the forms are {FORMS}"
             )
-        return jnp.asarray(loss).astype(weight.dtype), (aux, carry)
+        return _float(loss, self).astype(weight.dtype), (aux, carry)
+
+
+ROWS = {RowLoss: "row", RowsLoss: "rows", BatchLoss: "rows"}
 
 
 def as_loss(loss: Any) -> Any:
@@ -207,6 +210,8 @@ class L2:
 
     def __post_init__(self) -> None:
         checks.number(self.strength, "L2's strength")
+        if self.mask is not None and not callable(self.mask):
+            raise TypeError(f"L2's mask is {self.mask!r}, expected a function of params")
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The penalty (float[]) of the parameters, in the accumulator's dtype."""
@@ -219,7 +224,10 @@ class L2:
             params,
         )
         total = sum(jax.tree.leaves(squares), start=jnp.zeros((), accumulator_of(params)))
-        return jnp.asarray(self.strength).astype(total.dtype) / 2 * total
+        strength = jnp.asarray(self.strength)
+        if strength.ndim:
+            raise ValueError(f"L2's strength has shape {strength.shape}, expected one number")
+        return strength.astype(total.dtype) / 2 * total
 
 
 def weigh(weight: jax.Array, tree: PyTree) -> PyTree:
@@ -247,7 +255,18 @@ def _call(loss: Any, args: tuple[Any, ...], key: Any, carry: PyTree) -> tuple[An
         args = (*args, key)
     if loss.stateful:
         args = (*args, carry)
-    result = loss.fn(*args)
+    try:
+        result = loss.fn(*args)
+    except (TypeError, ValueError, IndexError) as error:
+        names = ["params", ROWS[type(loss)], "weight", "key", "carry"]
+        given = [True, True, len(args) - loss.keyed - loss.stateful > 2, loss.keyed, loss.stateful]
+        call = ", ".join(name for name, is_given in zip(names, given, strict=True) if is_given)
+        error.add_note(
+            f"raised by the loss {loss.fn!r}, called as fn({call}) with {names[1]} of shape "
+            f"{jax.tree.map(jnp.shape, args[1])}; the forms of a loss are {FORMS}, each with the "
+            "options keyed (for a key), stateful and has_aux"
+        )
+        raise
     expected = 1 + loss.has_aux + loss.stateful
     names = "(loss" + ", aux" * loss.has_aux + ", carry" * loss.stateful + ")"
     if expected == 1:
@@ -262,6 +281,13 @@ def _call(loss: Any, args: tuple[Any, ...], key: Any, carry: PyTree) -> tuple[An
             f"the loss {loss.fn!r} returned {type(result).__name__}, expected the tuple {names}"
         )
     return result[0], result[1] if loss.has_aux else None, result[-1] if loss.stateful else carry
+
+
+def _float(values: Any, loss: Any) -> jax.Array:
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"the loss {loss.fn!r} returned {values.dtype}, expected floats")
+    return values
 
 
 def _shape_of(x: Any) -> str:

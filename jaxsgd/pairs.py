@@ -126,8 +126,8 @@ def as_callable(fn: Any, name: str) -> Any:
 class Batch(NamedTuple):
     """A weighted set of rows; `sum_i weight[i] * grad loss(row[index[i]])` estimates the gradient.
 
-    The sampler sets the weights so that this sum is an unbiased estimate of the gradient of the
-    mean loss; nothing downstream divides. Padding repeats a row of the batch with weight 0.
+    A random sampler sets the weights so that this sum is an unbiased estimate of the gradient of
+    the mean loss; nothing downstream divides. Padding repeats a row of the batch with weight 0.
     """
 
     index: jax.Array  # type: ignore[assignment]  # int32[B]; tuple.index is not meant
@@ -224,14 +224,15 @@ def accumulator_of(tree: PyTree) -> np.dtype:
 
 def strong(array: jax.Array) -> jax.Array:
     """The same array without JAX's weak type, which would retrace a scan or a jit."""
-    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+    is_weak = getattr(array, "weak_type", False)  # typed keys have none
+    return jax.lax.convert_element_type(array, array.dtype) if is_weak else array
 
 
 def as_arguments(tree: PyTree) -> PyTree:
     """The leaves of a tree as strong-typed JAX arrays, put on the device in one explicit transfer.
 
     A Python float handed to a jitted function is a hidden transfer of a weak type. Ints at a
-    number of a part become floats, so that a rate of 1 and a rate of 0.5 are one program.
+    number of a part become floats of the default dtype, so that rates 1 and 0.5 are one program.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [_as_argument(path, leaf) for path, leaf in paths]
@@ -242,19 +243,37 @@ def as_arguments(tree: PyTree) -> PyTree:
 
 
 def _as_argument(path: tuple[Any, ...], leaf: Any) -> Any:
+    default = jax.dtypes.canonicalize_dtype(float)
     is_number = bool(path) and isinstance(path[-1], NumberKey)
     if isinstance(leaf, jax.core.Tracer):
-        leaf = strong(leaf)
-    elif isinstance(leaf, jax.Array):
-        is_int = is_number and not jnp.issubdtype(leaf.dtype, jnp.floating)
-        if is_int or getattr(leaf, "weak_type", False):
-            leaf = np.asarray(jax.device_get(leaf))  # converting on the device would compile
+        return strong(leaf.astype(default) if is_number else leaf)
+    if isinstance(leaf, jax.Array):
+        is_other = is_number and leaf.dtype != default
+        if not is_other and not getattr(leaf, "weak_type", False):
+            return leaf
+        leaf = np.asarray(jax.device_get(leaf))  # converting on the device would compile
     elif isinstance(leaf, bool | int | float | np.ndarray | np.generic):
         kind = {bool: bool, int: int, float: float}.get(type(leaf))
         leaf = np.asarray(leaf, kind and jax.dtypes.canonicalize_dtype(kind))
     else:
         where = jax.tree_util.keystr(path)
         raise TypeError(f"{where} is {leaf!r} of type {type(leaf).__name__}, expected an array")
-    if is_number and not jnp.issubdtype(leaf.dtype, jnp.floating):
-        leaf = leaf.astype(jax.dtypes.canonicalize_dtype(float))
-    return leaf
+    return leaf.astype(default) if is_number else leaf
+
+
+def beside(tree: PyTree, data: PyTree) -> PyTree:
+    """The leaves of a tree placed where the data are, if the data were placed by hand.
+
+    Else a run's first result would be committed to the data's device where its start was not, and
+    the second call would compile again.
+    """
+    arrays = [x for x in jax.tree.leaves(data) if isinstance(x, jax.Array)]
+    if any(isinstance(x, jax.core.Tracer) for x in [*arrays, *jax.tree.leaves(tree)]):
+        return tree
+    for array in arrays:
+        if array.committed:
+            place = array.sharding
+            if isinstance(place, jax.sharding.NamedSharding):  # rows are sharded, a state is not
+                place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+            return jax.device_put(tree, place)
+    return tree

@@ -6,13 +6,15 @@ parameters, in which a decay of 0.999 would be 1.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import DictKey
 
 from jaxsgd import checks
 from jaxsgd.pairs import (
@@ -21,12 +23,13 @@ from jaxsgd.pairs import (
     Rule,
     accumulate,
     accumulator_of,
+    as_callable,
     number,
     part,
     static,
     strong,
 )
-from jaxsgd.schedules import as_rate, init_count, rate_at
+from jaxsgd.schedules import as_rate, init_count, rate_at, scalar
 
 
 class SGDState(NamedTuple):
@@ -121,7 +124,7 @@ class Momentum:
     ) -> tuple[PyTree, MomentumState]:
         """The updates, which are the new velocity, and the state after them."""
         rate, count = rate_at(self.learning_rate, state.count)
-        momentum = jnp.asarray(self.momentum)
+        momentum = scalar(self.momentum, "momentum")
         velocity = jax.tree.map(
             lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g.astype(v.dtype),
             state.velocity,
@@ -161,6 +164,12 @@ class FromOptax:
     def __init__(
         self, factory: Callable[..., Any], *, static: tuple[str, ...] = (), **hyperparameters: Any
     ):
+        if not callable(factory):
+            raise TypeError(
+                f"FromOptax was given a {type(factory).__name__}, expected a factory with its "
+                "numbers as keywords, such as FromOptax(optax.adam, learning_rate=1e-3)"
+            )
+        as_callable(factory, "FromOptax's factory")
         name = getattr(factory, "__name__", repr(factory))
         parameters = _parameters(factory, name, hyperparameters, static)
         numbers = {
@@ -171,6 +180,9 @@ class FromOptax:
         for key, value in numbers.items():
             if key == "learning_rate" and not callable(value):
                 checks.number(value, f"{name}'s {key}")
+        for key, value in hyperparameters.items():
+            if callable(value):
+                as_callable(value, f"{name}'s {key}")
         options = {k: v for k, v in hyperparameters.items() if k not in numbers}
         for key, value in options.items():
             try:
@@ -193,13 +205,15 @@ class FromOptax:
 
     def init(self, params: PyTree) -> PyTree:
         """The transformation's state, its accumulators in the accumulator's dtype."""
-        return _init(self._build(params), params)
+        with self._looking():
+            return _init(self._build(params), params)
 
     def update(
         self, grads: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         """The transformation's updates, and the state after them."""
-        return _update(self._build(grads), grads, state, params, extra)
+        with self._looking():
+            return _update(self._build(grads), grads, state, params, extra)
 
     def _build(self, tree: PyTree) -> Any:
         dtype = accumulator_of(tree)
@@ -209,8 +223,12 @@ class FromOptax:
             return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
         numbers = {k: v if callable(v) else jax.tree.map(cast, v) for k, v in self.numbers.items()}
+        return self.factory(**numbers, **self.options)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
         try:
-            return self.factory(**numbers, **self.options)
+            yield
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
                 f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) "
@@ -218,15 +236,18 @@ class FromOptax:
             ) from error
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
-        children = [(NumberKey(k), v) for k, v in self.numbers.items()]
-        return children, (self.factory, tuple(self.numbers), tuple(self.options.items()))
+        # the order of keywords does not matter, nor do two numbers as keys: 1 == True
+        options = tuple((k, type(v), v) for k, v in sorted(self.options.items()))
+        children = [(_path_key(k, v), v) for k, v in sorted(self.numbers.items())]
+        return children, (self.factory, tuple(sorted(self.numbers)), options)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> "FromOptax":
         rule = object.__new__(cls)
         factory, names, options = aux
         numbers = dict(zip(names, children, strict=True))
-        rule.__dict__.update(factory=factory, numbers=numbers, options=dict(options))
+        options = {name: value for name, _, value in options}
+        rule.__dict__.update(factory=factory, numbers=numbers, options=options)
         return rule
 
 
@@ -262,6 +283,8 @@ def as_rule(rule: Any) -> Rule:
     Raises:
       TypeError: what is given has no `init` and `update`.
     """
+    if isinstance(rule, optax.MultiSteps):
+        rule = rule.gradient_transformation()
     if isinstance(rule, optax.GradientTransformation):
         return Transformation(rule)
     if isinstance(rule, type) or not (hasattr(rule, "init") and hasattr(rule, "update")):
@@ -299,6 +322,14 @@ def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> 
         parameters = dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
         return {}
+    required = [
+        key
+        for key, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    for key in required:
+        if key not in given:
+            raise TypeError(f"{name} needs {key!r}; give it as a keyword of FromOptax")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in given:
         if key not in parameters and not takes_any:
@@ -309,6 +340,13 @@ def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> 
                 f"static names {key!r}, which is not among the keywords given to {name}"
             )
     return parameters
+
+
+def _path_key(name: str, value: Any) -> Any:
+    """The path entry of a leaf: that of a number unless it is a key or an array of ints."""
+    dtype, is_scalar = getattr(value, "dtype", np.dtype(float)), getattr(value, "ndim", 0) == 0
+    is_int = jnp.issubdtype(dtype, jnp.integer) and is_scalar
+    return NumberKey(name) if is_int or jnp.issubdtype(dtype, jnp.floating) else DictKey(name)
 
 
 def _is_number(value: Any, parameter: inspect.Parameter | None) -> bool:

@@ -39,6 +39,16 @@ def init_count(rate: Any) -> jax.Array | None:
 def rate_at(rate: Any, count: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
     """The rate in use at a count, and the count after it."""
     if not callable(rate):
-        return jnp.asarray(rate), None
+        return scalar(rate, "learning_rate"), None
     assert count is not None
-    return jnp.asarray(rate(count)), count + 1
+    return scalar(rate(count), "the schedule's rate"), count + 1
+
+
+def scalar(value: Any, name: str) -> jax.Array:
+    """A number at its use, where stacked ones have been vmapped."""
+    value = jnp.asarray(value)
+    if value.ndim:
+        raise ValueError(
+            f"{name} has shape {value.shape}, expected one number; stacked numbers wait for a vmap"
+        )
+    return value

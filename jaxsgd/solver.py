@@ -9,7 +9,7 @@ import optax
 from jaxsgd import checks
 from jaxsgd.gradients import Minibatch
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.pairs import Batch, Info, PyTree, State, accumulate, as_callable, part, strong
+from jaxsgd.pairs import Batch, Info, PyTree, State, accumulate, as_callable, beside, part, strong
 from jaxsgd.rules import as_rule
 from jaxsgd.samplers import for_rows
 
@@ -78,13 +78,14 @@ class Solver:
         key = checks.key(key)
         params, carry = jax.tree.map(_copy, (params, carry))
         gradient_key = jax.random.fold_in(key, 1)
-        return State(
+        state = State(
             params=params,
             step=jnp.zeros((), jnp.int32),
             rule=jax.tree.map(_copy, self.rule.init(params)),
             sampler=sampler.init(jax.random.fold_in(key, 0)),
             gradient=self.gradient.init(params, data, gradient_key, carry),
         )
+        return beside(state, data)
 
     def step(self, state: State, data: PyTree) -> tuple[State, Info]:
         """One step on the sampler's next batch: the new state, and what there is to tell."""
@@ -107,9 +108,17 @@ class Solver:
         value = estimate.loss + penalty
         extra = {"value": value, "grad": grads, "value_fn": value_fn}
         updates, rule = self.rule.update(grads, state.rule, params, **extra)
+        jax.tree.map(self._check_update, updates, params)
         info = Info(state.step, estimate.loss, penalty, _norm(grads), _norm(updates), estimate.aux)
         params = optax.apply_updates(params, updates)
         return State(params, state.step + 1, rule, state.sampler, gradient), info
+
+    def _check_update(self, update: Any, param: Any) -> None:
+        if jnp.shape(update) != jnp.shape(param):
+            raise ValueError(
+                f"the rule {self.rule!r} returned an update of shape {jnp.shape(update)} for a "
+                f"parameter of shape {jnp.shape(param)}, expected the same shape"
+            )
 
     def _penalty(self, params: PyTree) -> jax.Array:
         penalty = self.penalty(params)

@@ -5,10 +5,13 @@ For the command. What does not fit is told in one sentence that names the column
 
 import csv
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # a torn npz
 
 
 class Table(NamedTuple):
@@ -61,6 +64,16 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
     if file.suffix == ".csv" and not isinstance(frame.index, pandas.RangeIndex):
         raise ValueError(f"{file} has more fields in its rows than names in its header, line 1")
+    if file.suffix == ".csv":
+        with file.open(newline="") as lines:
+            header = next(csv.reader(lines))
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{file} has two columns named {twice[0]!r} in its header, line 1")
+    for number, name in enumerate(frame.columns, start=1):
+        if str(name).startswith("Unnamed: "):
+            told = f"{file}: column {number} has no name in the header, line 1"
+            raise ValueError(f"{told}; name it or drop it")
     return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
@@ -69,9 +82,11 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise ValueError(f"{file} could not be read as npz: {error}") from error
     for name, array in loaded.items():
+        if "[" in name:
+            raise ValueError(f"{file}: array {name!r} has a bracket in its name, kept for columns")
         if array.ndim not in (1, 2) or (name == target and array.ndim != 1):
             expected = "(rows,)" if name == target else "(rows,) or (rows, features)"
             told = f"{file}: array {name!r} has shape {array.shape}, expected {expected}"
@@ -87,7 +102,7 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
 
 
 def _complete(file: Path, name: str, column: np.ndarray) -> np.ndarray:
-    missing = [v is None or v != v for v in column.tolist()]
+    missing = [v is None or (v != v) is not False for v in column.tolist()]
     if any(missing):
         raise ValueError(
             f"{file}: column {name!r} is empty in {_line(file, missing.index(True))}, "

@@ -15,7 +15,7 @@ from jaxsgd.losses import L2
 from jaxsgd.models import MLP, Linear
 from jaxsgd.pairs import PyTree, part, static
 from jaxsgd.permutation import permute
-from jaxsgd.tables import Table
+from jaxsgd.tables import BROKEN, Table
 
 FORMAT = "jaxsgd model 1"
 CLASSIFIERS = ("softmax", "logistic")
@@ -69,10 +69,11 @@ class Rows(NamedTuple):
     classes: np.ndarray | None  # the labels, where there are classes
     mean: np.ndarray  # float64[d]
     scale: np.ndarray  # float64[d]: the standard deviation, 1 for a constant feature
+    unit: np.ndarray  # float64[2]: the mean and scale of a target of numbers; 0 and 1 of classes
 
 
 def prepare(table: Table, loss: str, *, test_fraction: float, seed: int) -> Rows:
-    """Number the classes of the target, hold out rows at random, standardise the features."""
+    """Number a target's classes, hold out rows at random, standardise features and numbers."""
     n = len(table.features)
     y, classes = _encode(table.target, loss)
     held_out = round(n * test_fraction)
@@ -84,12 +85,16 @@ def prepare(table: Table, loss: str, *, test_fraction: float, seed: int) -> Rows
     mean, scale = x[train].mean(axis=0), x[train].std(axis=0)
     scale[scale == 0] = 1
     x = standardise(table.features, mean, scale)
+    unit = np.array([0.0, 1.0])
+    if classes is None:
+        unit = np.array([y[train].mean(dtype=np.float64), y[train].std(dtype=np.float64) or 1.0])
+        y = standardise(y, *unit)
     rest = (x[test], y[test]) if held_out else None
-    return Rows((x[train], y[train]), rest, table.names, classes, mean, scale)
+    return Rows((x[train], y[train]), rest, table.names, classes, mean, scale, unit)
 
 
-def standardise(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """`(x - mean) / scale`, float32[n, d]."""
+def standardise(x: np.ndarray, mean: Any, scale: Any) -> np.ndarray:
+    """`(x - mean) / scale`, float32 of x's shape."""
     return ((x.astype(np.float64) - mean) / scale).astype(np.float32)
 
 
@@ -117,7 +122,7 @@ def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) ->
     if kind == "linear" and not hidden:
         return Task(Linear(features, outputs, initialise=initialise or "zeros"), loss)
     units = hidden.split(",")
-    if kind != "mlp" or not all(size.isdigit() for size in units):
+    if kind != "mlp" or not all(size.isascii() and size.isdigit() for size in units):
         expected = "linear, or mlp with hidden units, as mlp:128,64"
         raise ValueError(f"--model is {spec!r}, expected {expected}")
     sizes = (features, *map(int, units), outputs)
@@ -128,6 +133,7 @@ def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:
     """Write a model with all that predicting needs: an npz of plain arrays, no pickle in it."""
     facts = {"format": FORMAT, "model": spec, "loss": loss, "names": rows.names}
     arrays = {"facts": np.array(json.dumps(facts)), "mean": rows.mean, "scale": rows.scale}
+    arrays["unit"] = rows.unit
     if rows.classes is not None:
         arrays["classes"] = rows.classes
     leaves = {f"params_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
@@ -150,11 +156,11 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
             raise ValueError(facts["format"])
         empty = np.zeros(0), np.zeros(0)
         classes, mean, scale = arrays.get("classes"), arrays["mean"], arrays["scale"]
-        rows = Rows(empty, None, facts["names"], classes, mean, scale)
+        rows = Rows(empty, None, facts["names"], classes, mean, scale, arrays["unit"])
         task = task_for(facts["model"], facts["loss"], rows)
         shapes = jax.eval_shape(task.model.init, jax.random.key(0))
         leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
+    except (KeyError, TypeError, AttributeError, *BROKEN) as error:
         told = f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
         raise ValueError(told) from error
     return task, jax.tree.unflatten(jax.tree.structure(shapes), leaves), rows

@@ -20,12 +20,28 @@ from tests import table
         (iter([1]), TypeError, "is an iterator"),
         ({"x": [1.0, 2.0]}, TypeError, r"data\['x'\]\[0\] is a float"),
         (jnp.float32(1), TypeError, "is a scalar"),
+        (
+            (np.zeros(2), np.array(["a", "b"])),
+            TypeError,
+            r"data\[1\] is an array of <U1, expected numbers",
+        ),
         (np.array([2**40]), ValueError, "beyond 32 bits"),
     ],
 )
 def test_data(data, error, told):
     with pytest.raises(error, match=told):
         checks.rows(data)
+
+
+def test_an_error_inside_a_loss_tells_how_it_was_called():
+    batched = lambda w, rows: jnp.mean((rows[0][:, 0] * w - rows[1]) ** 2)  # noqa: E731
+    solver = jaxsgd.Solver(batched, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
+    data = jnp.ones((3, 1)), jnp.ones(3)
+    state = solver.init(jnp.zeros(()), data, key=jax.random.key(0))
+    with pytest.raises(IndexError) as caught:
+        jaxsgd.run(solver, state, data, 1)
+    assert "called as fn(params, row) with row of shape ((1,), ())" in caught.value.__notes__[0]
+    assert "RowsLoss" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from jaxsgd import cli, plots
+from jaxsgd import cli, plots, problems
 
 
 @pytest.fixture
@@ -46,6 +46,8 @@ def test_digits(here, capsys):
     assert (here / "jaxsgd-digits/learning_curve.png").stat().st_size > 10_000
     with np.load("jaxsgd-digits/model.npz", allow_pickle=False) as model:
         assert model["params_1"].shape == (64, 10)
+    assert cli.main(["predict", "jaxsgd-digits/model.npz", "digits"]) == 0
+    assert (pandas.read_csv("predictions.csv")["prediction"] == problems.digits()[1]).mean() > 0.95
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
@@ -62,6 +64,7 @@ def test_regression_from_each_format_and_its_predictions(here, capsys, suffix):
     assert cli.main(["predict", "o/model.npz", f"t.{suffix}"]) == 0
     predictions = pandas.read_csv("predictions.csv")["prediction"]
     np.testing.assert_allclose(predictions, frame["y"], atol=0.05)
+    assert float(re.search(r"held out .* root mean square ([\d.]+)", told)[1]) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,24 @@ def test_text_classes_and_their_probabilities(here, options):
     )
 
 
+def test_an_mlp_learns_a_target_in_any_unit(here, capsys):
+    frame = table(200).drop(columns="kind")
+    frame["y"] = 1e6 * frame["y"]
+    frame.to_csv("t.csv", index=False)
+    assert cli.main(["fit", "t.csv", "--target", "y", "--model", "mlp:16", "--out", "o"]) == 0
+    told = capsys.readouterr().out
+    assert float(re.search(r"held out +squared_error loss ([\d.]+)", told)[1]) < 0.1
+
+
+def test_a_torn_model_file_is_told_as_such(here, capsys):
+    write("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n")
+    assert cli.main(["fit", "t.csv", "--target", "y", "--epochs", "1"]) == 0
+    model = here / "jaxsgd-t/model.npz"
+    model.write_bytes(model.read_bytes()[:300])
+    assert cli.main(["predict", str(model), "t.csv"]) == 2
+    assert "is no model that jaxsgd fit wrote" in capsys.readouterr().err
+
+
 def write(text):
     with open("t.csv", "w") as file:
         file.write(text)
@@ -101,6 +122,8 @@ def write(text):
         ("", "could not be read as csv"),
         ("a,y\n1,2\n1,2,3\n", "could not be read as csv.* line 3"),
         ("a,y\n1,2,3\n1,2,3\n", "more fields in its rows than names"),
+        (",y\n1,2\n2,3\n", "column 1 has no name in the header"),
+        ("a,a,y\n1,2,3\n", "two columns named 'a' in its header, line 1"),
         ("a,b\n1,2\n", "no column 'y'; it has a, b"),
         ("y\n1\n2\n", "no column beside the target"),
         ("a,y\n1,2\n2,high\n", "column 'y' holds 'high' in line 3, expected a number"),
@@ -122,6 +145,7 @@ def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
         ("fit t.xls --target y", "ends in '.xls'"),
         ("fit digits --target y", "leave out --target"),
         ("fit t.csv --target y --loss logistic", "expected 2 classes"),
+        ("fit t.csv --target y --seed -1", "expected 0 to 4294967295"),
         ("fit t.csv --target y --model tree", "--model is 'tree'"),
         ("fit t.csv --target y --model mlp:4 --init zeros", "all hidden units would stay alike"),
         ("fit t.csv --target y --loss squared", "invalid choice: 'squared'"),

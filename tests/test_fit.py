@@ -40,7 +40,8 @@ def test_fit_is_run_with_a_history():
         "validation_error",
         "validation_loss",
     ]
-    np.testing.assert_allclose(history["loss"], trace.loss.reshape(3, 3).mean(1), rtol=1e-6)
+    by_rows = trace.loss.reshape(3, 3) @ jnp.array([8, 8, 5]) / 21  # the short last batch too
+    np.testing.assert_allclose(history["loss"], by_rows, rtol=1e-6)
     np.testing.assert_allclose(
         history["validation_loss"][-1], jaxsgd.evaluate(table.loss, state.params, data), rtol=1e-5
     )
@@ -61,7 +62,9 @@ def test_metrics_without_validation_are_the_training_rows():
 def test_no_epochs_give_the_start():
     result = fit(epochs=0)
     np.testing.assert_array_equal(result.params["weight"], table.problem()[0]["weight"])
-    assert result.history == {}
+    assert {name: len(values) for name, values in result.history.items()} == dict.fromkeys(
+        ("epoch", "step", "loss", "seconds"), 0
+    )
 
 
 def test_a_run_that_diverges_ends_with_the_last_finite_epoch():
@@ -112,9 +115,14 @@ def test_every_kind_of_loss_rule_and_sampler_fits():
                  metrics={"loss": lambda params, row, carry: table.loss(params, row) + 0 * carry})  # fmt: skip
     assert result.state.carry != 0
     assert "validation_loss" in result.history
+    aux = jaxsgd.RowLoss(table.with_aux, has_aux=True)
+    assert "validation_loss" in fit(loss=aux, validation=data, epochs=1).history
     assert (
         fit(
-            rule=table.RULES["adamw"](0.1), sampler=jaxsgd.FullBatch(), penalty=jaxsgd.L2(0.1)
+            rule=table.RULES["adamw"](0.1),
+            sampler=jaxsgd.FullBatch(),
+            batch_size=64,
+            penalty=jaxsgd.L2(0.1),
         ).history["step"][-1]
         == 3
     )
@@ -129,5 +137,16 @@ def test_refusals():
         fit(loss=jaxsgd.RowLoss(table.noisy, keyed=True), validation=table.problem()[1])
     with pytest.raises(TypeError, match="expected a dict"):
         fit(metrics=table.loss)
+    with pytest.raises(ValueError, match="metrics names 'loss'"):
+        fit(metrics={"loss": table.loss})
+    x, y = table.problem()[1]
+    with pytest.raises(ValueError, match=r"validation\[0\] has 5, validation\[1\] has 4"):
+        fit(validation=(x[:5], y[:4]))
+    with pytest.raises(ValueError, match="a row of validation has shape"):
+        fit(validation=x)
+    with pytest.raises(ValueError, match="batch_size=8 and a sampler"):
+        fit(sampler=jaxsgd.FullBatch())
+    with pytest.raises(ValueError, match=r"metric 'x' is of shape \(3,\), expected a number"):
+        fit(metrics={"x": lambda params, row: row[0]})
     with pytest.raises(ValueError, match="epochs is -1"):
         fit(epochs=-1)

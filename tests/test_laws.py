@@ -149,10 +149,11 @@ RATES = [
     jnp.float32(0.1),
     jnp.asarray(0.15),
     jnp.int32(1),
+    jnp.bfloat16(0.1),
 ]
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd schedule", "momentum", "adamw", "own factory"])
+@pytest.mark.parametrize("name", table.RULES)
 def test_another_number_key_or_data_of_the_same_shape_compiles_nothing(name):
     make = lambda rate: table.all_solvers(rate)[name][0]  # noqa: E731
     state, data = table.start(make(0.5), None)
@@ -170,6 +171,16 @@ def test_another_number_key_or_data_of_the_same_shape_compiles_nothing(name):
     # an int is the float of its value
     same = jaxsgd.run(make(1.0), others[1], data, 6)[1].loss
     np.testing.assert_array_equal(traces[1], same)
+
+
+def test_data_placed_by_hand_compile_a_program_once():
+    solver, _ = table.all_solvers()["momentum"]
+    params, data = table.problem()
+    data = jax.device_put(data, jax.devices()[0])
+    state = solver.init(params, data, key=jax.random.key(0))
+    state, _ = jaxsgd.run(solver, state, data, 7)
+    with no_compilation():
+        jaxsgd.run(solver, state, data, 7)
 
 
 def test_an_argument_that_changes_the_program_does_compile():
@@ -244,10 +255,6 @@ def test_parts_fold_different_constants():
     assert len({tuple(w) for w in words}) == 3
 
 
-def test_suite_runs_with_key_reuse_checks():
-    assert jax.config.jax_debug_key_reuse
-
-
 # 8: dtypes
 
 
@@ -312,6 +319,17 @@ def test_no_two_leaves_of_a_state_share_a_buffer_and_none_is_the_callers(name):
     assert not set(own) & set(callers)
     jax.jit(lambda s: jax.tree.map(lambda x: x, s), donate_argnums=0)(state)
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key, carry)))
+
+
+def test_fit_donates_its_own_state():
+    from jaxsgd.fit import _epoch
+
+    solver, _ = table.all_solvers()["momentum"]
+    state, data = table.start(solver, None)
+    args = jaxsgd.pairs.as_arguments((solver, state, data))
+    _epoch(*args, steps=3)
+    assert state.params["weight"].is_deleted()
+    assert not data[0].is_deleted()
 
 
 def test_after_fit_the_callers_arrays_are_alive_and_run_donates_nothing():

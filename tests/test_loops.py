@@ -138,11 +138,59 @@ def test_evaluate_keeps_an_infinite_row_infinite():
     assert value == jnp.inf
 
 
+def test_evaluate_counts_on_where_a_plain_float32_sum_would_stop():
+    y = jnp.zeros(2**24 + 1000, jnp.int8)
+    mean = jaxsgd.evaluate(lambda p, y: 0.1, jnp.zeros(()), y, batch_size=128)
+    assert float(mean) == pytest.approx(0.1, rel=1e-6)
+
+
+def test_a_carry_is_neither_cut_nor_reshaped():
+    _, _, data = simple()
+
+    def run(carry, new):
+        loss = jaxsgd.RowsLoss(
+            lambda p, rows, c: (table.residual(p, rows) ** 2, new(c)), stateful=True
+        )
+        solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
+        state = solver.init(table.problem()[0], data, key=jax.random.key(0), carry=carry)
+        return jaxsgd.run(solver, state, data, 2)[0].carry
+
+    assert int(run(jnp.int32(0), lambda c: c + 1)) == 2
+    with pytest.raises(TypeError, match="a carry of float32, but was given int32"):
+        run(jnp.int32(0), lambda c: c + 0.5)
+    with pytest.raises(ValueError, match="carry of shapes"):
+        run(jnp.float32(0), lambda c: jnp.stack([c, c]))
+
+
+def test_shapes_are_not_broadcast():
+    _, state, data = simple()
+    for rule in (jaxsgd.SGD(jnp.array([0.1])), jaxsgd.Momentum(0.1, jnp.array([0.1, 0.2, 0.3]))):
+        fixed = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), rule)
+        with pytest.raises(ValueError, match="stacked numbers wait for a vmap"):
+            jaxsgd.run(fixed, state._replace(rule=rule.init(state.params)), data, 1)
+
+    class Short:
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params, **_):
+            return jax.tree.map(lambda g: jnp.zeros(1), grads), state
+
+    short = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), Short())
+    with pytest.raises(ValueError, match=r"an update of shape \(1,\) for a parameter of shape"):
+        short.step(state._replace(rule=()), data)
+
+
 def test_refusals():
     solver, state, data = simple()
     params = state.params
     with pytest.raises(ValueError, match="steps is 10, expected a multiple of every, which is 4"):
         jaxsgd.run(solver, state, data, 10, every=4)
+    with pytest.raises(TypeError, match="state is of type dict, expected the State"):
+        jaxsgd.run(solver, params, data, 10)
+    other = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.Momentum(0.1))
+    with pytest.raises(ValueError, match="its rule state is SGDState, but Momentum"):
+        jaxsgd.run(other, state, data, 10)
     with pytest.raises(TypeError, match="steps is 1.5"):
         jaxsgd.run(solver, state, data, 1.5)
     with pytest.raises(TypeError, match="BatchLoss"):

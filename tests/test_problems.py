@@ -22,7 +22,8 @@ def plain_line(data, index, weight, half):
     w = b = 0.0
     path = []
     for i, v in zip(index, weight, strict=True):
-        slope = v * (w * x[i] + b - y[i]) * (1 if half else 2)
+        i = i[v > 0]
+        slope = 1 / len(i) * (w * x[i] + b - y[i]) * (1 if half else 2)
         w, b = w - 0.01 * np.sum(slope * x[i]), b - 0.01 * np.sum(slope)
         path.append((w, b))
     return np.array(path)

@@ -1,5 +1,7 @@
 """What is particular to the rules: Optax on both sides, and what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,51 @@ def test_from_optax_and_a_ready_made_transformation_are_optax():
     solver = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), optax.adamw(0.1))
     assert isinstance(solver.rule, Transformation)
     assert jax.tree.leaves(solver) == []
+
+
+def test_adamw_through_from_optax_follows_a_plain_optax_loop():
+    params, data = table.problem()
+    solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), table.RULES["adamw"](0.1))
+    state = solver.init(params, data, key=jax.random.key(0))
+    final, _ = jaxsgd.run(solver, state, data, 50)
+    sampler, rule = solver.sampler_for(data), optax.adamw(0.1, weight_decay=0.01)
+
+    @jax.jit
+    def step(params, memory, t):
+        index, weight = sampler.batch(state.sampler.key, t)
+        rows = jax.tree.map(lambda x: x[index], data)
+        grads = jax.grad(lambda p: weight @ jax.vmap(table.loss, (None, 0))(p, rows))(params)
+        updates, memory = rule.update(grads, memory, params)
+        return optax.apply_updates(params, updates), memory
+
+    memory = rule.init(params)
+    for t in range(50):
+        params, memory = step(params, memory, t)
+    np.testing.assert_allclose(final.params["weight"], params["weight"], rtol=1e-4)
+    np.testing.assert_allclose(final.params["bias"], params["bias"], rtol=1e-4)
+
+
+def test_a_multi_steps_wrapper_and_arrays_of_ints_are_taken_as_they_are():
+    wrapped = train(optax.MultiSteps(optax.sgd(0.1), 2), 6).params
+    assert np.isfinite(wrapped["weight"]).all()
+
+    def factory(learning_rate, table_):
+        assert jnp.asarray(table_).dtype == jnp.int32
+        return optax.sgd(learning_rate)
+
+    rule = jaxsgd.FromOptax(factory, learning_rate=1, table_=jnp.array([3, 4]))
+    assert np.isfinite(train(rule, 2).params["bias"])
+    swapped = jaxsgd.FromOptax(factory, table_=jnp.array([3, 4]), learning_rate=1)
+    assert jax.tree.structure(swapped) == jax.tree.structure(rule)
+    yes, one = (jaxsgd.FromOptax(optax.sgd, learning_rate=0.1, nesterov=v) for v in (True, 1))
+    assert jax.tree.structure(yes) != jax.tree.structure(one)
+
+
+def test_a_rule_with_a_key_of_its_own_trains():
+    noisy = train(optax.noisy_sgd(0.1, key=jax.random.key(3)), 6).params
+    assert np.isfinite(noisy["weight"]).all()
+    rule = jaxsgd.FromOptax(optax.noisy_sgd, learning_rate=0.1, key=jax.random.key(4))
+    assert np.isfinite(train(rule, 6).params["weight"]).all()
 
 
 def test_own_rules_work_inside_chain():
@@ -86,7 +133,17 @@ def test_refusals():
     with pytest.raises(ValueError, match="sgd's learning_rate is -1"):
         jaxsgd.FromOptax(optax.sgd, learning_rate=-1)
     with pytest.raises(TypeError, match="sgd takes no 'rate'; it takes learning_rate"):
-        jaxsgd.FromOptax(optax.sgd, rate=0.1)
+        jaxsgd.FromOptax(optax.sgd, learning_rate=0.1, rate=0.1)
+    with pytest.raises(TypeError, match="sgd needs 'learning_rate'"):
+        jaxsgd.FromOptax(optax.sgd)
+    with pytest.raises(
+        TypeError, match="given a GradientTransformationExtraArgs, expected a factory"
+    ):
+        jaxsgd.FromOptax(optax.sgd(0.1))
+    with pytest.raises(ValueError, match="learning_rate is inf"):
+        jaxsgd.SGD(float("inf"))
+    with pytest.raises(TypeError, match=r"learning_rate is a functools.partial"):
+        jaxsgd.FromOptax(optax.sgd, learning_rate=functools.partial(lambda a, t: a, 0.1))
     with pytest.raises(TypeError, match="static names 'b1'"):
         jaxsgd.FromOptax(optax.sgd, static=("b1",), learning_rate=0.1)
     with pytest.raises(TypeError, match="mask is a dict"):
