@@ -33,10 +33,8 @@ def clock(fn: Callable[[], Any]) -> float:
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one call to warm up."""
-    for fn in contenders.values():
-        clock(fn)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    """Seconds of each contender: its first call (trace, compile, run), then each round's."""
+    times = {name: [clock(fn)] for name, fn in contenders.items()}
     for _ in range(rounds):
         for name, fn in contenders.items():
             times[name].append(clock(fn))
@@ -45,13 +43,15 @@ def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[st
 
 def report(title: str, times: dict[str, list[float]], per: int, unit: str) -> dict[str, Any]:
     first = next(iter(times))
-    print(f"\n### {title}\n\n| contender | {unit} | ratio to {first} |\n|---|---|---|")
+    print(f"\n### {title}\n\n| contender | first call, s | {unit} | ratio to {first} |")
+    print("|---|---|---|---|")
     scale = {"us a step": 1e6, "ms": 1e3}[unit]
     rows = {}
-    for name, seconds in times.items():
-        ratio = statistics.median(b / a for a, b in zip(times[first], seconds, strict=True))
-        rows[name] = {unit: scale * statistics.median(seconds) / per, "ratio": ratio}
-        print(f"| {name} | {rows[name][unit]:.2f} | {ratio:.2f} |")
+    for name, (start, *seconds) in times.items():
+        ratio = statistics.median(b / a for a, b in zip(times[first][1:], seconds, strict=True))
+        steady = scale * statistics.median(seconds) / per
+        rows[name] = {"first call, s": start, unit: steady, "ratio": ratio}
+        print(f"| {name} | {start:.2f} | {steady:.2f} | {ratio:.2f} |")
     return rows
 
 
@@ -218,6 +218,30 @@ def first_call() -> dict[str, Any]:
     return rows
 
 
+def mistakes() -> dict[str, Any]:
+    """One full-batch step at each of five rates: rate and data as arguments, or in a closure."""
+    data = jnp.ones((1_000_000, 10)), jnp.ones(1_000_000)
+    params = {"weight": jnp.zeros(10), "bias": jnp.zeros(())}
+
+    def step(params: Any, data: Any, rate: Any) -> Any:
+        mean = lambda params: jnp.mean(jax.vmap(line_loss, (None, 0))(params, data))  # noqa: E731
+        return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(mean)(params))
+
+    compiled = jax.jit(step)
+    contenders = {
+        "arguments": lambda rate: compiled(params, data, rate),
+        "in a closure": lambda rate: jax.jit(lambda params: step(params, data, rate))(params),
+    }
+    print("\n### one step on 1,000,000 x 10 at each of five rates\n")
+    print("| rate and data | first rate, s | each further rate, s |\n|---|---|---|")
+    rows = {}
+    for name, fn in contenders.items():
+        first, *rest = [clock(partial(fn, rate)) for rate in (0.01, 0.02, 0.03, 0.04, 0.05)]
+        rows[name] = {"first, s": first, "further, s": statistics.median(rest)}
+        print(f"| {name} | {first:.2f} | {statistics.median(rest):.3f} |")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
@@ -232,6 +256,7 @@ def main() -> None:
         "permutation": permutations(args.rounds),
         "linear regression": regression(args.rounds),
         "softmax regression": softmax(args.rounds),
+        "mistakes": mistakes(),
     }
     if args.json:
         with open(args.json, "w") as file:

@@ -80,7 +80,7 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
 def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
     except BROKEN as error:
         raise ValueError(f"{file} could not be read as npz: {error}") from error

@@ -149,7 +149,7 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
     if not Path(path).is_file():
         raise ValueError(f"{path} is no file, expected the model.npz that jaxsgd fit wrote")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(str(arrays["facts"]))
         if facts["format"] != FORMAT:
