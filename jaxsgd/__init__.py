@@ -8,9 +8,10 @@ from jaxsgd.losses import L2, BatchLoss, RowLoss, RowsLoss
 from jaxsgd.models import MLP, Linear, weights_only
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
 from jaxsgd.permutation import permute
-from jaxsgd.rules import SGD, FromOptax, Momentum
+from jaxsgd.rules import SGD, Momentum
 from jaxsgd.samplers import FullBatch, Sequential, Shuffled, WithReplacement
 from jaxsgd.solver import Solver
+from jaxsgd.transformations import FromOptax
 
 __all__ = [
     "L2",

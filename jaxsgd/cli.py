@@ -14,7 +14,7 @@ from jaxsgd.fit import Reason, Result, fit
 from jaxsgd.loops import evaluate
 from jaxsgd.losses import L2
 from jaxsgd.models import INITS, Linear, weights_only
-from jaxsgd.rules import SGD, FromOptax, Momentum
+from jaxsgd.rules import SGD, Momentum
 from jaxsgd.tables import Table, numbers, read
 from jaxsgd.tasks import (
     CLASSIFIERS,
@@ -29,6 +29,7 @@ from jaxsgd.tasks import (
     standardise,
     task_for,
 )
+from jaxsgd.transformations import FromOptax
 
 RATES = {"sgd": 0.05, "momentum": 0.01, "adam": 0.001}
 EXITS = {Reason.EPOCHS: 0, Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}

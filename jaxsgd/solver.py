@@ -10,8 +10,8 @@ from jaxsgd import checks
 from jaxsgd.gradients import Minibatch
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.pairs import Batch, Info, PyTree, State, accumulate, as_callable, beside, part, strong
-from jaxsgd.rules import as_rule
 from jaxsgd.samplers import for_rows
+from jaxsgd.transformations import as_rule
 
 
 @part

@@ -294,7 +294,7 @@ def test_a_decay_beside_bfloat16_parameters_is_not_one():
     assert float(updates) == pytest.approx(0.999, abs=1e-6)
 
 
-def test_own_parts_promote_neither_dtypes_nor_ranks():
+def test_own_parts_promote_no_ranks():
     for name in ("shuffled", "momentum schedule"):
         solver, carry = table.all_solvers()[name]
         state, data = table.start(solver, carry)

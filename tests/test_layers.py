@@ -7,7 +7,7 @@ import jaxsgd
 
 ROOMS = [
     "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "schedules",
-    "rules", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "cli",
+    "rules", "transformations", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "cli",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxsgd
-from jaxsgd.rules import Transformation
+from jaxsgd.transformations import Transformation
 from tests import table
 
 
@@ -61,6 +61,8 @@ def test_a_multi_steps_wrapper_and_arrays_of_ints_are_taken_as_they_are():
 
     rule = jaxsgd.FromOptax(factory, learning_rate=1, table_=jnp.array([3, 4]))
     assert np.isfinite(train(rule, 2).params["bias"])
+    partial = jaxsgd.FromOptax(optax.nadam, learning_rate=0.1)  # Optax's own is a partial
+    assert np.isfinite(train(partial, 2).params["bias"])
     swapped = jaxsgd.FromOptax(factory, table_=jnp.array([3, 4]), learning_rate=1)
     assert jax.tree.structure(swapped) == jax.tree.structure(rule)
     yes, one = (jaxsgd.FromOptax(optax.sgd, learning_rate=0.1, nesterov=v) for v in (True, 1))
