@@ -1,40 +1,95 @@
 """Minibatch stochastic gradient descent in JAX: a whole training run as a pure value."""
 
 from jaxsgd import plots, problems
-from jaxsgd.fit import Reason, Result, fit
+from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
+from jaxsgd.averaging import EMA, TailAverage, averaged
+from jaxsgd.evaluation import Objective, evaluate
+from jaxsgd.fit import Result, fit
 from jaxsgd.gradients import Minibatch
-from jaxsgd.loops import evaluate, run
-from jaxsgd.losses import L2, BatchLoss, RowLoss, RowsLoss
+from jaxsgd.line_search import LineSearch
+from jaxsgd.loops import run, run_until
+from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.models import MLP, Linear, weights_only
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
+from jaxsgd.penalties import L1, L2, ElasticNet
 from jaxsgd.permutation import permute
-from jaxsgd.rules import SGD, Momentum
+from jaxsgd.proximal import Proximal
+from jaxsgd.rules import SGD, Momentum, Nesterov
 from jaxsgd.samplers import FullBatch, Sequential, Shuffled, WithReplacement
+from jaxsgd.schedules import (
+    CompoundDecay,
+    CosineDecay,
+    ExponentialDecay,
+    InverseTimeDecay,
+    LinearDecay,
+    StepDecay,
+    WarmRestarts,
+    Warmup,
+)
 from jaxsgd.solver import Solver
+from jaxsgd.stopping import (
+    AnyOf,
+    Check,
+    Converged,
+    Diverged,
+    EarlyStopping,
+    Ending,
+    Reason,
+    SmallGradient,
+    SmallStep,
+)
 from jaxsgd.transformations import FromOptax
 
 __all__ = [
+    "EMA",
+    "L1",
     "L2",
     "MLP",
     "SGD",
+    "AdaGrad",
+    "Adam",
+    "AnyOf",
     "Batch",
     "BatchLoss",
+    "Check",
+    "CompoundDecay",
+    "Converged",
+    "CosineDecay",
+    "Diverged",
+    "EarlyStopping",
+    "ElasticNet",
+    "Ending",
     "Estimate",
+    "ExponentialDecay",
     "FromOptax",
     "FullBatch",
     "Info",
+    "InverseTimeDecay",
+    "LineSearch",
     "Linear",
+    "LinearDecay",
     "Minibatch",
     "Momentum",
+    "Nesterov",
+    "Objective",
+    "Proximal",
+    "RMSProp",
     "Reason",
     "Result",
     "RowLoss",
     "RowsLoss",
     "Sequential",
     "Shuffled",
+    "SmallGradient",
+    "SmallStep",
     "Solver",
     "State",
+    "StepDecay",
+    "TailAverage",
+    "WarmRestarts",
+    "Warmup",
     "WithReplacement",
+    "averaged",
     "evaluate",
     "fit",
     "number",
@@ -43,6 +98,7 @@ __all__ = [
     "plots",
     "problems",
     "run",
+    "run_until",
     "static",
     "weights_only",
 ]

@@ -30,8 +30,10 @@ def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
     return result
 
 
-def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")) -> None:
-    """Refuse what is no finite number (or array of numbers) in `least..most`."""
+def number(
+    value: Any, name: str, least: float = 0.0, most: float = np.inf, *, below: float = np.inf
+) -> None:
+    """Refuse what is no finite number (or array of them) in `least..most` and below `below`."""
     if value is None or type(value) is object or isinstance(value, jax.core.Tracer):
         return  # an in_axes tree, a tree transformation, or a trace: nothing to look at
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
@@ -41,8 +43,9 @@ def number(value: Any, name: str, least: float = 0.0, most: float = float("inf")
     if not is_real:
         raise TypeError(f"{name} is {value!r}, expected a real number")
     host = host.astype(np.float64)
-    if not np.all((host >= least) & (host <= most) & np.isfinite(host)):
-        bound = f"at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
+    if not np.all((host >= least) & (host <= most) & (host < below)):
+        bound = f"at least {least:g}" if most == np.inf else f"{least:g} to {most:g}"
+        bound += "" if below == np.inf else f" and below {below:g}"
         raise ValueError(f"{name} is {value}, expected {bound}")
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 
 from jaxsgd import plots, problems
-from jaxsgd.fit import Reason, Result, fit
-from jaxsgd.loops import evaluate
-from jaxsgd.losses import L2
+from jaxsgd.evaluation import evaluate
+from jaxsgd.fit import Result, fit
 from jaxsgd.models import INITS, Linear, weights_only
+from jaxsgd.penalties import L2
 from jaxsgd.rules import SGD, Momentum
+from jaxsgd.stopping import Reason
 from jaxsgd.tables import Table, numbers, read
 from jaxsgd.tasks import (
     CLASSIFIERS,

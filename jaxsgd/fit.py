@@ -1,7 +1,7 @@
 """The front door: a host loop over one compiled epoch, with progress, validation and a history."""
 
-import enum
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -15,30 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsgd import checks
+from jaxsgd.averaging import averaged, find_average
+from jaxsgd.evaluation import evaluate
 from jaxsgd.gradients import Minibatch
-from jaxsgd.loops import evaluate, scan_steps
+from jaxsgd.loops import guarded, scan_steps, stepping
 from jaxsgd.losses import RowLoss, RowsLoss
-from jaxsgd.pairs import Batch, Info, PyTree, State, as_arguments
+from jaxsgd.pairs import Batch, Info, PyTree, State, as_arguments, is_finite, select
 from jaxsgd.rules import SGD
 from jaxsgd.samplers import Shuffled
 from jaxsgd.solver import Solver
-
-
-class Reason(enum.StrEnum):
-    """Why a fit ended."""
-
-    EPOCHS = "all epochs were run"
-    INTERRUPTED = "interrupted; the result is that of the last whole epoch"
-    DIVERGED = "the loss or a parameter is no longer finite; the result is the epoch's start"
+from jaxsgd.stopping import Check, Reason, as_stop
 
 
 class Result(NamedTuple):
     """What a fit found."""
 
-    params: PyTree
+    params: PyTree  # the best where a stop watches validation, else the last; or their averages
+    last: PyTree  # after the last step
     state: State  # goes on: run(solver, result.state, data, steps)
     history: dict[str, np.ndarray]  # one entry an epoch
     reason: Reason
+
+    @property
+    def message(self) -> str:
+        """Why it ended, in one line."""
+        epochs = len(self.history["epoch"])
+        return f"ended in epoch {epochs}, after {int(self.state.step)} steps: {self.reason}"
 
 
 def fit(
@@ -56,6 +58,8 @@ def fit(
     carry: PyTree = None,
     validation: PyTree = None,
     metrics: Any = None,
+    stop: Any = None,
+    monitor: str | None = None,
     log: Callable[[dict[str, float]], Any] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -63,7 +67,8 @@ def fit(
 
     The second call with the same loss and shapes compiles nothing, whatever the key, the rate and
     the number of epochs. The caller's params, data and key stay alive. Ctrl-C ends it after the
-    epoch at hand (a second one at once), and the result so far is returned.
+    epoch at hand (a second one at once), and the result so far is returned. A run that is not
+    finite any more ends too, with the last finite state, whose `step` is the one that was not.
 
     Args:
       loss_or_gradient: as `Solver`'s.
@@ -81,11 +86,17 @@ def fit(
       metrics: a dict of functions of `(params, row)` to a number, evaluated after each epoch on
         `validation`, or on `data` where there is none; of `(params, row, carry)` for a `stateful`
         loss.
+      stop: when to stop before the last epoch, such as `EarlyStopping(5)`; it looks once an epoch.
+      monitor: what it watches, an entry of the history; by default `validation_loss`, or `loss`
+        where there is no validation.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       progress: a progress bar with the loss and rows per second (needs tqdm).
 
     Returns:
-      `Result(params, state, history, reason)`. History: `epoch` and `step` (counted from 1: so many
+      `Result(params, last, state, history, reason)`, and `message`, a line that says why it ended.
+      `params` are those of the epoch with the least monitored value where a stop watches
+      validation, and those of the last epoch otherwise; the averages, of a rule that keeps them
+      (validation and metrics are theirs too). History: `epoch` and `step` (counted from 1: so many
       are done), `loss` (the mean over the epoch's rows, each before the update it was part of),
       `seconds` of the epoch's training (the first one's include compilation), and
       `validation_loss`, `validation_<metric>` (or `<metric>` on `data`).
@@ -124,54 +135,110 @@ def fit(
     rows = held_out if validation is not None else data
     _check_scalars(metrics, state, rows)
 
+    monitor = _monitor(stop, monitor, [*(f"{prefix}{name}" for name in metrics), "loss"])
+    watch = None if stop is None else as_arguments(as_stop(stop))
+    memory = None if watch is None else watch.init()
+    best, best_value = None, np.inf
+
     records: list[dict[str, float]] = []
     reason = Reason.EPOCHS
     with _Bar(progress, epochs, checks.rows(data)) as bar, _interrupts() as interrupted:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            state, *told = _epoch(solver, state, data, steps=steps)
-            step, loss, finite = jax.device_get((state.step, *told))
+            state, told = _epoch(solver, state, data, steps=steps, norms=watch is not None)
+            told = jax.device_get(told)
+            step = int(told.step)
+            if not told.finite:  # found again, step by step, so that no other epoch pays for it
+                state = _until_not_finite(solver, state, data, steps=steps)
+                step = int(state.step)
             seconds = time.perf_counter() - start
-            record = {"epoch": epoch, "step": int(step), "loss": float(loss), "seconds": seconds}
+            record = {"epoch": epoch, "step": step, "loss": float(told.loss), "seconds": seconds}
             if metrics:
-                means = jax.device_get(evaluate(metrics, state.params, rows, carry=state.carry))
+                params = _params(state)
+                means = jax.device_get(evaluate(metrics, params, rows, carry=state.carry))
                 record |= {f"{prefix}{name}": float(mean) for name, mean in means.items()}
             records.append(record)
             bar.update(record)
             if log is not None:
                 log({name: float(value) for name, value in record.items()})
-            if not finite:
+            if not told.finite:
                 reason = Reason.DIVERGED
+                break
+            if watch is not None:
+                value = record[monitor]
+                if validation is not None and value < best_value:
+                    best, best_value = jax.tree.map(jnp.copy, _params(state)), value
+                check = Check(*map(np.asarray, (record["step"], value, *told.norms)))
+                code, memory = _look(watch, *as_arguments((check, memory)))
+                reason = Reason(int(code)) or reason
+            if reason != Reason.EPOCHS:
                 break
             if interrupted.is_set():
                 reason = Reason.INTERRUPTED
                 break
-    names = ("epoch", "step", "loss", "seconds", *(f"{prefix}{name}" for name in metrics))
-    history = {name: np.array([record[name] for record in records]) for name in names}
-    return Result(state.params, state, history, reason)
+        names = ("epoch", "step", "loss", "seconds", *(f"{prefix}{name}" for name in metrics))
+        history = {name: np.array([record[name] for record in records]) for name in names}
+        params = _params(state) if best is None else best
+        result = Result(params, state.params, state, history, reason)
+        if reason != Reason.EPOCHS:
+            bar.say(result.message)
+    return result
+
+
+def _params(state: State) -> PyTree:
+    """The parameters to use: the averages where the rule keeps them."""
+    return state.params if find_average(state.rule) is None else averaged(state)
+
+
+def _monitor(stop: Any, monitor: str | None, names: list[str]) -> str:
+    """The entry of the history that the stop watches: the first, if none was named."""
+    if monitor is None:
+        loss = [name for name in names if name in ("validation_loss", "loss")]
+        return loss[0]
+    if stop is None:
+        raise ValueError(f"monitor={monitor!r} was given without a stop, expected stop= as well")
+    if monitor not in names:
+        raise ValueError(f"monitor is {monitor!r}, expected one of {', '.join(names)}")
+    return monitor
+
+
+@jax.jit
+def _look(stop: Any, check: Check, memory: PyTree) -> tuple[jax.Array, PyTree]:
+    return stop.update(check, memory)
+
+
+class _Told(NamedTuple):
+    """What an epoch tells."""
+
+    step: Any  # int32[]: steps taken
+    loss: Any  # float[]: the mean over its rows
+    finite: Any  # bool[]
+    norms: Any  # of the last step's gradient and update, where a stop looks
+
+
+@partial(jax.jit, static_argnames=("steps", "norms"), donate_argnames="state")
+def _epoch(
+    solver: Solver, state: State, data: PyTree, *, steps: int, norms: bool = False
+) -> tuple[State, _Told]:
+    """One epoch; if it was not finite, the state stands still."""
+
+    def kept(_: State, info: Info, batch: Batch) -> Any:
+        told = (info.grad_norm, info.update_norm) if norms else ()
+        return info.loss, jnp.sum(batch.weight > 0), told
+
+    new, (losses, rows, told) = scan_steps(solver, state, data, kept, steps)
+    mean = jnp.sum(losses * rows) / jnp.sum(rows)  # the short last batch counts its own rows
+    finite = is_finite((losses, new.params))
+    return select(finite, new, state), _Told(new.step, mean, finite, [x[-1] for x in told])
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
-def _epoch(
-    solver: Solver, state: State, data: PyTree, *, steps: int
-) -> tuple[State, jax.Array, jax.Array]:
-    """One epoch, its mean loss, and whether it was finite; if not, the state stands still."""
-
-    def loss_and_rows(_: State, info: Info, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return info.loss, jnp.sum(batch.weight > 0)
-
-    new, (losses, rows) = scan_steps(solver, state, data, loss_and_rows, steps)
-    mean = jnp.sum(losses * rows) / jnp.sum(rows)  # the short last batch counts its own rows
-    watched = jax.tree.leaves((losses, new.params))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in watched]))
-
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-            return jnp.where(finite, new, old)
-        words = keep(jax.random.key_data(new), jax.random.key_data(old))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(new))
-
-    return jax.tree.map(keep, new, state), mean, finite
+def _until_not_finite(solver: Solver, state: State, data: PyTree, *, steps: int) -> State:
+    """The epoch once more, up to the step that is not finite."""
+    ahead, step = stepping(solver, state, data)
+    look = lambda carry, _: (guarded(step, *carry)[:2], None)  # noqa: E731
+    ((state, _), _), _ = jax.lax.scan(look, (ahead, jnp.ones((), bool)), length=steps)
+    return state
 
 
 def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
@@ -230,6 +297,10 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
 
     def update(self, record: dict[str, float]) -> None:
         if self.bar is not None:

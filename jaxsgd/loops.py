@@ -1,19 +1,17 @@
-"""Whole runs as one compiled program, and the exact mean over all rows."""
+"""Whole runs as one compiled program: so many steps, or until a stop says so."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxsgd import checks
-from jaxsgd.gradients import take
-from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.pairs import Info, PyTree, State, accumulator_of, as_arguments, as_callable, part
-from jaxsgd.samplers import Sequential
+from jaxsgd.pairs import Info, PyTree, State, as_arguments, as_callable, select, strong
 from jaxsgd.solver import Solver
+from jaxsgd.stopping import Check, Ending, Reason, as_stop
 
 
 def run(
@@ -54,17 +52,10 @@ def run(
     >>> path.round(4).tolist()
     [0.20000000298023224, 0.7599999904632568, 0.8079999685287476, 1.2463999986648560]
     """
-    steps, every = checks.integer(steps, "steps", 0), checks.integer(every, "every", 1)
-    if steps % every:
-        raise ValueError(f"steps is {steps}, expected a multiple of every, which is {every}")
-    if not isinstance(state, State):
-        raise TypeError(
-            f"state is of type {type(state).__name__}, expected the State that "
-            "solver.init(params, data, key=key) or an earlier run returned"
-        )
-    checks.rows(data)
+    windows = _windows(checks.integer(steps, "steps", 0), "steps", every)
+    _check(state, data)
     record = record if record is None else as_callable(record, "record")
-    return _run(*as_arguments((solver, state, data, record)), windows=steps // every, every=every)
+    return _run(*as_arguments((solver, state, data, record)), windows=windows, every=every)
 
 
 @partial(jax.jit, static_argnames=("windows", "every"))
@@ -82,7 +73,22 @@ def _run(
 def scan_steps(
     solver: Solver, state: State, data: PyTree, record: Any, windows: int, every: int = 1
 ) -> tuple[State, PyTree]:
-    """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch.
+    """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch."""
+    ahead, step = stepping(solver, state, data)
+
+    def window(ahead: Any, _: None) -> tuple[Any, PyTree]:
+        if every > 1:
+            ahead, _ = lax.scan(lambda a, _: (step(a)[0], None), ahead, length=every - 1)
+        batch = ahead[1][0]
+        ahead, info = step(ahead)
+        return ahead, record(ahead[0], info, batch)
+
+    (state, _), trace = lax.scan(window, ahead, length=windows)
+    return state, trace
+
+
+def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[[Any], Any]]:
+    """A loop's carry, and its step `carry -> (carry, info)`; `carry[0]` is the state.
 
     Each step hands on the batch of the next: one that waits in the carry is computed once, where
     the compiler would compute it again inside each of the operations that gather by it.
@@ -90,20 +96,150 @@ def scan_steps(
     sampler = solver.sampler_for(data)
     _check_rule(solver, state)
 
-    def step(carry: Any) -> tuple[Any, Info]:
-        state, (batch, after) = carry
+    def step(ahead: Any) -> tuple[Any, Info]:
+        state, (batch, after) = ahead
         state, info = solver.step_on(state._replace(sampler=after), data, batch)
         return (state, sampler.update(after)), info
 
-    def window(carry: Any, _: None) -> tuple[Any, PyTree]:
-        if every > 1:
-            carry, _ = lax.scan(lambda c, _: (step(c)[0], None), carry, length=every - 1)
-        batch = carry[1][0]
-        carry, info = step(carry)
-        return carry, record(carry[0], info, batch)
+    return (state, sampler.update(state.sampler)), step
 
-    (state, _), trace = lax.scan(window, (state, sampler.update(state.sampler)), length=windows)
-    return state, trace
+
+def run_until(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    stop: Any,
+    *,
+    max_steps: int,
+    every: int,
+    monitor: Callable[[State], jax.Array] | None = None,
+) -> tuple[State, Check, Ending]:
+    """Take steps until a stop says so, in one `lax.while_loop`, compiled once.
+
+    Every `every` steps the stop sees a `Check`. Each step is looked at before it counts: from the
+    first one whose loss, gradient or new parameters are not finite the state stands still, at the
+    last finite one, and the run ends at the next check with `Reason.DIVERGED`.
+
+    It can be jitted and vmapped, where a lane that has stopped is frozen. Then each check masks the
+    whole state and the trace, and lanes no longer share the rows they gather: keep `every` large,
+    or use `run`. It cannot be differentiated in reverse; `run` can.
+
+    Args:
+      solver, state, data: as in `run`.
+      stop: when to stop: `Converged`, `EarlyStopping`, `AnyOf(...)`.
+      max_steps: at most so many steps, a multiple of `every`; static, it sizes the trace.
+      every: steps between checks; static.
+      monitor: what the stop watches: a function of the state, such as `Objective(loss, data)`. A
+        callable pytree keeps its data as arguments. Without it, the mean of loss and penalty over
+        the batches since the last check, each before its update.
+
+    Returns:
+      The state; the checks, padded to `max_steps // every` with steps of -1 and NaN; and
+      `Ending(reason, step, checks)`.
+
+    Raises:
+      ValueError: `max_steps` is no multiple of `every`.
+      TypeError: no stop, or a monitor that returns no scalar.
+
+    >>> problem = jaxsgd.problems.two_targets()
+    >>> solver = jaxsgd.Solver(problem.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
+    >>> state = solver.init(problem.params, problem.data, key=jax.random.key(0))
+    >>> state, trace, ending = jaxsgd.run_until(
+    ...     solver, state, problem.data, jaxsgd.Converged(1e-4), max_steps=1000, every=5)
+    >>> print(ending)
+    stopped at step 35, check 7: the monitored objective hardly changes any more
+    """
+    max_steps = checks.integer(max_steps, "max_steps", 1)
+    windows = _windows(max_steps, "max_steps", every)
+    _check(state, data)
+    stop = as_stop(stop)
+    monitor = monitor if monitor is None else as_callable(monitor, "monitor")
+    args = as_arguments((solver, state, data, stop, monitor))
+    return _run_until(*args, windows=windows, every=every)
+
+
+class _Watch(NamedTuple):
+    """What `run_until` carries from check to check."""
+
+    ahead: Any
+    stop: PyTree
+    trace: Check
+    checks: jax.Array
+    reason: jax.Array
+
+
+@partial(jax.jit, static_argnames=("windows", "every"))
+def _run_until(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    stop: Any,
+    monitor: Any,
+    *,
+    windows: int,
+    every: int,
+) -> tuple[State, Check, Ending]:
+    ahead, step = stepping(solver, state, data)
+    zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+
+    def add(carry: Any, _: None) -> tuple[Any, None]:
+        ahead, fine, total, *_ = carry
+        ahead, fine, info = guarded(step, ahead, fine)
+        told = (total + info.loss + info.penalty, info.grad_norm, info.update_norm)
+        return (ahead, fine, *(x.astype(zero.dtype) for x in told)), None
+
+    def window(watch: _Watch) -> _Watch:
+        begin = watch.ahead, jnp.ones((), bool), zero, zero, zero
+        (ahead, fine, total, *norms), _ = lax.scan(add, begin, length=every)
+        value = total / every if monitor is None else _scalar(monitor, ahead[0])
+        check = Check(ahead[0].step, value.astype(zero.dtype), *norms)
+        told, stop_state = stop.update(check, watch.stop)
+        reason = jnp.where(fine, told, int(Reason.DIVERGED))
+        checks = watch.checks + 1
+        is_last = (reason == Reason.RUNNING) & (checks == windows)
+        reason = jnp.where(is_last, int(Reason.MAX_STEPS), reason).astype(jnp.int32)
+        trace = jax.tree.map(lambda t, x: t.at[watch.checks].set(x), watch.trace, check)
+        return _Watch(ahead, stop_state, trace, checks, reason)
+
+    padding = Check(jnp.int32(-1), *[zero * jnp.nan] * 3)
+    trace = jax.tree.map(lambda x: jnp.full(windows, x), padding)
+    none = jnp.zeros((), jnp.int32)
+    watch = _Watch(ahead, jax.tree.map(strong, stop.init()), trace, none, none)
+    watch = lax.while_loop(lambda w: w.reason == Reason.RUNNING, window, watch)
+    state = watch.ahead[0]
+    return state, watch.trace, Ending(watch.reason, state.step, watch.checks)
+
+
+def guarded(step: Any, ahead: Any, fine: jax.Array) -> tuple[Any, jax.Array, Info]:
+    """A step that counts only while all are finite; from the first that is not, none does."""
+    after, info = step(ahead)
+    fine = fine & info.finite
+    return (select(fine, after[0], ahead[0]), after[1]), fine, info
+
+
+def _scalar(monitor: Any, state: State) -> jax.Array:
+    value = jnp.asarray(monitor(state))
+    if value.ndim:
+        raise TypeError(
+            f"the monitor {monitor!r} returned an array of shape {value.shape}, expected a scalar"
+        )
+    return value
+
+
+def _windows(steps: int, name: str, every: Any) -> int:
+    every = checks.integer(every, "every", 1)
+    if steps % every:
+        raise ValueError(f"{name} is {steps}, expected a multiple of every, which is {every}")
+    return steps // every
+
+
+def _check(state: Any, data: PyTree) -> None:
+    if not isinstance(state, State):
+        raise TypeError(
+            f"state is of type {type(state).__name__}, expected the State that "
+            "solver.init(params, data, key=key) or an earlier run returned"
+        )
+    checks.rows(data)
 
 
 def _check_rule(solver: Solver, state: State) -> None:
@@ -115,94 +251,3 @@ def _check_rule(solver: Solver, state: State) -> None:
             f"but {solver.rule!r} expects {type(expected).__name__}; make one with solver.init, or "
             "go on with state._replace(rule=solver.rule.init(state.params))"
         )
-
-
-def evaluate(
-    metrics: Any, params: PyTree, data: PyTree, *, batch_size: int = 1024, carry: PyTree = None
-) -> Any:
-    """The exact mean over all rows of one function, or of each of a dict of functions.
-
-    `1/n sum_i metric(params, row[i])`, in chunks of `batch_size` rows, the short last one weighted
-    right. Compiled once for each set of functions and shapes.
-
-    Args:
-      metrics: a function of `(params, row)` to a number or array (bools and ints are averaged as
-        floats), a `RowLoss` or `RowsLoss`, or a dict of those.
-      params: the parameters.
-      data: the rows.
-      batch_size: rows in a chunk; it bounds the memory.
-      carry: a model state, given to each function as a third argument where it is not None.
-
-    Returns:
-      The mean (float32, float64 for float64 parameters), or a dict of means.
-
-    Raises:
-      TypeError: a `BatchLoss`, which is no mean over rows, or a `keyed` loss.
-
-    >>> y = jnp.array([1.0, 3.0, 8.0])
-    >>> jaxsgd.evaluate({"above": lambda theta, y: y > theta}, jnp.array(2.0), y, batch_size=2)
-    {'above': Array(0.6666667, dtype=float32)}
-    """
-    batch_size = checks.integer(batch_size, "evaluate's batch_size", 1)
-    n = checks.rows(data)
-    named = metrics if isinstance(metrics, dict) else {"": metrics}
-    forms = {name: _metric(metric, name) for name, metric in named.items()}
-    args = as_arguments((forms, params, data, carry))
-    means = _evaluate(*args, batch_size=min(batch_size, n))
-    return means if isinstance(metrics, dict) else means[""]
-
-
-@partial(jax.jit, static_argnames="batch_size")
-def _evaluate(forms: Any, params: PyTree, data: PyTree, carry: PyTree, *, batch_size: int) -> Any:
-    n = checks.rows(data)
-    sampler = Sequential(batch_size, size=n)
-    dtype = accumulator_of(params)
-
-    def chunk(step: jax.Array) -> Any:
-        index, weight = sampler.batch(None, step)  # type: ignore[arg-type]
-        rows = take(data, index)
-
-        def total(values: jax.Array) -> jax.Array:
-            valid = (weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
-            return jnp.sum(jnp.where(valid, values.astype(dtype), 0), axis=0)
-
-        return jax.tree.map(total, {k: f(params, rows, carry) for k, f in forms.items()})
-
-    def add(step: jax.Array, sums: Any) -> Any:
-        """Kahan's sum (1965): what rounding loses of a chunk is carried to the next."""
-        total, lost = sums
-        term = jax.tree.map(jnp.subtract, chunk(step), lost)
-        after = jax.tree.map(jnp.add, total, term)
-        lost = jax.tree.map(lambda new, old, x: (new - old) - x, after, total, term)
-        # an infinite sum has no remainder
-        return after, jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), lost)
-
-    shapes = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    sums, _ = lax.fori_loop(0, sampler.steps_per_epoch, add, (zeros, zeros))
-    return jax.tree.map(lambda x: x / n, sums)
-
-
-@part
-class Metric:
-    """A metric's values of each row of a chunk."""
-
-    form: Any
-
-    def __call__(self, params: PyTree, rows: PyTree, carry: PyTree) -> PyTree:
-        if isinstance(self.form, RowLoss | RowsLoss):
-            return self.form.each(params, rows, None, carry)[0]
-        extra = () if carry is None else (carry,)
-        return jax.vmap(lambda row: self.form(params, row, *extra))(rows)
-
-
-def _metric(metric: Any, name: str) -> Metric:
-    where = f"metric {name!r}" if name else "the metric"
-    if isinstance(metric, BatchLoss) or getattr(metric, "keyed", False):
-        kind = "a BatchLoss" if isinstance(metric, BatchLoss) else "keyed"
-        raise TypeError(
-            f"{where} is {kind}, expected a function of (params, row): a mean over rows"
-        )
-    if isinstance(metric, RowLoss | RowsLoss):
-        return Metric(metric)
-    return Metric(as_callable(metric, where))

@@ -1,6 +1,9 @@
-"""The forms of a loss, and the penalties.
+"""The forms of a loss.
 
-The losses themselves are Optax's (`optax.losses`); here is how one is handed over:
+The losses themselves are Optax's: `squared_error` (y - yhat)^2 and half of it, `l2_loss`; logistic,
+`sigmoid_binary_cross_entropy`; softmax, `softmax_cross_entropy_with_integer_labels`; `huber_loss`;
+and `hinge_loss` max(0, 1 - y yhat) for y = -1 or 1, whose subgradient in JAX is -y below the hinge,
+0 above it, and halfway, -y/2, at it. Here is how a loss is handed over:
 
     RowLoss(fn)     fn(params, row) -> scalar            one row: the textbook's sum; the default
     RowsLoss(fn)    fn(params, rows) -> float[B]         a model that is batched already
@@ -21,8 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsgd import checks
-from jaxsgd.pairs import PyTree, accumulate, accumulator_of, as_callable, number, part, static
+from jaxsgd.pairs import PyTree, as_callable, part, static
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -180,54 +182,6 @@ ROWS = {RowLoss: "row", RowsLoss: "rows", BatchLoss: "rows"}
 def as_loss(loss: Any) -> Any:
     """A loss form as it is; a function or callable pytree as a `RowLoss`."""
     return loss if isinstance(loss, RowLoss | RowsLoss | BatchLoss) else RowLoss(loss)
-
-
-@part
-class L2:
-    """Tikhonov's penalty `strength / 2 * sum_j params_j ** 2`, of gradient `strength * params`.
-
-    With the half; over all parameters, biases too, unless a mask says otherwise. Added once a step,
-    whatever the batch. Over n rows, the `alpha` of ridge regression `|y - X w|^2 + alpha |w|^2` is
-    strength `alpha / n` with `optax.l2_loss`; scikit-learn's logistic `C` is `1 / (C n)`.
-
-    Args:
-      strength: at least 0; a leaf.
-      mask: which parameters count: a function of params to a tree of bools that is a prefix of
-        params, as Optax's masks are (static); None for all.
-
-    Raises:
-      ValueError: a negative strength.
-
-    >>> float(jaxsgd.L2(0.1)({"weight": jnp.array([1.0, 3.0]), "bias": jnp.array(10.0)}))
-    5.5
-    >>> penalty = jaxsgd.L2(0.1, mask=lambda params: {"weight": True, "bias": False})
-    >>> float(penalty({"weight": jnp.array([1.0, 3.0]), "bias": jnp.array(10.0)}))
-    0.5
-    """
-
-    strength: Any = number()
-    mask: Callable[[PyTree], PyTree] | None = static(default=None)
-
-    def __post_init__(self) -> None:
-        checks.number(self.strength, "L2's strength")
-        if self.mask is not None and not callable(self.mask):
-            raise TypeError(f"L2's mask is {self.mask!r}, expected a function of params")
-
-    def __call__(self, params: PyTree) -> jax.Array:
-        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
-        mask = True if self.mask is None else self.mask(params)
-        squares = jax.tree.map(
-            lambda keep, sub: [
-                jnp.sum(jnp.square(x)) for x in jax.tree.leaves(accumulate(sub)) if keep
-            ],
-            mask,
-            params,
-        )
-        total = sum(jax.tree.leaves(squares), start=jnp.zeros((), accumulator_of(params)))
-        strength = jnp.asarray(self.strength)
-        if strength.ndim:
-            raise ValueError(f"L2's strength has shape {strength.shape}, expected one number")
-        return strength.astype(total.dtype) / 2 * total
 
 
 def weigh(weight: jax.Array, tree: PyTree) -> PyTree:

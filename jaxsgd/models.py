@@ -16,8 +16,10 @@ from jaxsgd.pairs import PyTree, part, static
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
 INITS = {
     "zeros": initializers.zeros,
-    "normal": initializers.normal(0.01),
+    "normal": initializers.normal(0.01),  # standard deviation
     "xavier": initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "glorot": initializers.variance_scaling(1.0, "fan_avg", "normal"),
+    "he": initializers.variance_scaling(2.0, "fan_in", "normal"),
 }
 
 
@@ -28,8 +30,10 @@ class Linear:
     Args:
       features: d, the entries of a row.
       outputs: k, or None for one number.
-      initialise: `"zeros"` (the default: the problem is convex), `"normal"` of standard deviation
-        0.01, or `"xavier"`, of variance 1/d (Glorot and Bengio 2010, by the inputs alone).
+      initialise: `"zeros"` (the default: the problem is convex), or normal of mean 0: `"normal"` of
+        standard deviation 0.01, `"xavier"` of variance 1/fan_in, the inputs alone, `"glorot"` of
+        2/(fan_in + fan_out) (Glorot and Bengio 2010), `"he"` of 2/fan_in (He et al. 2015). The
+        biases start at 0.
 
     Params: `{"weight": float32[d, k] or float32[d], "bias": float32[k] or float32[]}`.
 
@@ -69,8 +73,8 @@ class MLP:
 
     Args:
       sizes: features, hidden units and outputs: `(784, 128, 10)`.
-      initialise: `"xavier"` (the default) or `"normal"`, as in `Linear`. `"zeros"` is refused: all
-        hidden units would stay alike.
+      initialise: `"xavier"` (the default) or another, as in `Linear`; `"he"` keeps the variance
+        through relu. `"zeros"` is refused: all hidden units would stay alike.
 
     Params: a tuple of `{"weight": float32[m, k], "bias": float32[k]}`, a layer each.
 
@@ -101,7 +105,7 @@ class MLP:
         if self.initialise == "zeros" and len(self.sizes) > 2:
             raise ValueError(
                 "MLP's initialise is 'zeros', with which all hidden units would stay "
-                "alike; expected 'xavier' or 'normal'"
+                "alike; expected 'xavier', 'glorot', 'he' or 'normal'"
             )
 
     def init(self, key: jax.Array) -> PyTree:

@@ -151,6 +151,8 @@ class Info(NamedTuple):
     grad_norm: Any = None  # float[]: Euclidean norm of the gradient of loss + penalty
     update_norm: Any = None  # float[]: Euclidean norm of the updates that the rule returned
     aux: Any = None  # what the loss returned beside itself, averaged with the weights
+    learning_rate: Any = None  # float[]: the rate of this step; None where the rule tells none
+    finite: Any = None  # bool[]: loss, gradient and the parameters after the step are all finite
 
 
 class State(NamedTuple):
@@ -220,6 +222,23 @@ def accumulate(tree: PyTree) -> PyTree:
 def accumulator_of(tree: PyTree) -> np.dtype:
     """The one accumulator's dtype for all leaves of a tree: float64 if any leaf is float64."""
     return np.result_type(np.float32, *(accumulator(x.dtype) for x in jax.tree.leaves(tree)))
+
+
+def is_finite(tree: PyTree) -> jax.Array:
+    """Whether all numbers of a tree are finite (bool[])."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `chosen` (bool[]), else `old`, leaf by leaf, keys included."""
+
+    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jnp.where(chosen, a, b)
+        words = pick(jax.random.key_data(a), jax.random.key_data(b))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(a))
+
+    return jax.tree.map(pick, new, old)
 
 
 def strong(array: jax.Array) -> jax.Array:

@@ -1,8 +1,10 @@
 """The update: from gradients to what is added to the parameters.
 
-A rule has Optax's protocol, so it goes into `optax.chain`; `transformations` brings Optax's own.
-Accumulators and numbers are float32 (float64 where the parameter is float64), also beside bfloat16
-parameters, in which a decay of 0.999 would be 1.
+A rule has Optax's protocol, so it goes into `optax.chain`; `adaptive` holds the rules with a rate
+for each parameter, and `transformations` brings Optax's own. In the first-order form
+x_t = x_0 + sum_i Gamma_i g_i, those here have one number Gamma_i for all parameters. Accumulators
+and numbers are float32 (float64 where the parameter is float64), also beside bfloat16 parameters,
+in which a decay of 0.999 would be 1.
 """
 
 from typing import Any, NamedTuple
@@ -100,7 +102,7 @@ class Momentum:
 
     def init(self, params: PyTree) -> MomentumState:
         """The state before the first step: no velocity."""
-        return MomentumState(_zeros(params), init_count(self.learning_rate))
+        return MomentumState(zeros_like(params), init_count(self.learning_rate))
 
     def update(
         self, grads: PyTree, state: MomentumState, params: PyTree = None, **extra: Any
@@ -109,12 +111,68 @@ class Momentum:
         rate, count = rate_at(self.learning_rate, state.count)
         momentum = scalar(self.momentum, "momentum")
         velocity = jax.tree.map(
-            lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g.astype(v.dtype),
+            lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g,
             state.velocity,
-            grads,
+            accumulate(grads),
         )
         return velocity, MomentumState(velocity, count)
 
 
-def _zeros(params: PyTree) -> PyTree:
+class NesterovState(NamedTuple):
+    """The velocity (like params, accumulator's dtype), and the counter of a scheduled rate."""
+
+    velocity: PyTree
+    count: Any
+
+
+@part
+class Nesterov:
+    """Nesterov's momentum: the gradient is taken where the velocity leads.
+
+    `v' = momentum v - learning_rate grad(theta + momentum v)`, `theta' = theta + v'`. A rule is
+    handed the gradient at the parameters, so these are the points ahead, `x = theta + momentum v`,
+    and the same steps read `x' = x + momentum v' - learning_rate grads`; the textbook's theta is
+    `params - momentum * state.velocity`. Optax's `sgd(learning_rate, momentum, nesterov=True)` has
+    the rate outside the velocity, which is the same until the rate changes.
+
+    Nesterov (1983), in the form of Sutskever, Martens, Dahl and Hinton, "On the importance of
+    initialization and momentum in deep learning" (2013).
+
+    Args: as `Momentum`.
+
+    Raises:
+      ValueError: a negative rate, or a momentum outside 0 to 1.
+
+    >>> rule = jaxsgd.Nesterov(0.5, 0.5)
+    >>> updates, state = rule.update(jnp.ones(()), rule.init(jnp.zeros(())))
+    >>> float(updates), float(state.velocity)
+    (-0.75, -0.5)
+    """
+
+    learning_rate: Any = number()
+    momentum: Any = number(default=0.9)
+
+    def __post_init__(self) -> None:
+        rate = as_rate(self.learning_rate, "Nesterov's learning_rate")
+        object.__setattr__(self, "learning_rate", rate)
+        checks.number(self.momentum, "Nesterov's momentum", 0, 1)
+
+    def init(self, params: PyTree) -> NesterovState:
+        """The state before the first step: no velocity."""
+        return NesterovState(zeros_like(params), init_count(self.learning_rate))
+
+    def update(
+        self, grads: PyTree, state: NesterovState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, NesterovState]:
+        """The updates, `momentum v' - learning_rate grads`, and the state after them."""
+        rate, count = rate_at(self.learning_rate, state.count)
+        momentum = scalar(self.momentum, "momentum")
+        step = lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g  # noqa: E731
+        grads = accumulate(grads)
+        velocity = jax.tree.map(step, state.velocity, grads)
+        return jax.tree.map(step, velocity, grads), NesterovState(velocity, count)
+
+
+def zeros_like(params: PyTree) -> PyTree:
+    """Zeros in the accumulator's dtype."""
     return jax.tree.map(jnp.zeros_like, accumulate(params))

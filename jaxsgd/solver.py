@@ -9,9 +9,21 @@ import optax
 from jaxsgd import checks
 from jaxsgd.gradients import Minibatch
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.pairs import Batch, Info, PyTree, State, accumulate, as_callable, beside, part, strong
+from jaxsgd.pairs import (
+    Batch,
+    Info,
+    PyTree,
+    State,
+    accumulate,
+    as_callable,
+    beside,
+    is_finite,
+    part,
+    strong,
+)
+from jaxsgd.proximal import penalty_of
 from jaxsgd.samplers import for_rows
-from jaxsgd.transformations import as_rule
+from jaxsgd.transformations import as_rule, rate_used
 
 
 @part
@@ -109,9 +121,19 @@ class Solver:
         extra = {"value": value, "grad": grads, "value_fn": value_fn}
         updates, rule = self.rule.update(grads, state.rule, params, **extra)
         jax.tree.map(self._check_update, updates, params)
-        info = Info(state.step, estimate.loss, penalty, _norm(grads), _norm(updates), estimate.aux)
-        params = optax.apply_updates(params, updates)
-        return State(params, state.step + 1, rule, state.sampler, gradient), info
+        after = optax.apply_updates(params, updates)
+        proximal = penalty_of(self.rule)
+        info = Info(
+            step=state.step,
+            loss=estimate.loss,
+            penalty=penalty if proximal is None else penalty + proximal(params),
+            grad_norm=_norm(grads),
+            update_norm=_norm(updates),
+            aux=estimate.aux,
+            learning_rate=rate_used(self.rule, state.rule, rule),
+            finite=is_finite((estimate.loss, grads, after)),
+        )
+        return State(after, state.step + 1, rule, state.sampler, gradient), info
 
     def _check_update(self, update: Any, param: Any) -> None:
         if jnp.shape(update) != jnp.shape(param):

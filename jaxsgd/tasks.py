@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxsgd.losses import L2
 from jaxsgd.models import MLP, Linear
 from jaxsgd.pairs import PyTree, part, static
+from jaxsgd.penalties import L2
 from jaxsgd.permutation import permute
 from jaxsgd.tables import BROKEN, Table
 

@@ -27,6 +27,7 @@ from jaxsgd.pairs import (
     static,
     strong,
 )
+from jaxsgd.schedules import rate_at
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -188,6 +189,37 @@ def as_rule(rule: Any) -> Rule:
             "transformation, such as optax.adam(1e-3)"
         )
     return rule
+
+
+def rate_used(rule: Any, before: PyTree, after: PyTree) -> jax.Array | None:
+    """The rate of a step by the rule's states before and after it, or None where nothing tells it.
+
+    Optax's is told by `inject_hyperparams`, by a line search, and by `FromOptax` of a
+    `learning_rate`; a ready-made transformation keeps it in a closure.
+    """
+    while hasattr(rule, "rule"):  # a rule around another
+        rule, before, after = rule.rule, before.rule, after.rule
+    told = [leaf for leaf in jax.tree.leaves(after, is_leaf=_tells_rate) if _tells_rate(leaf)]
+    if told:
+        hyperparams = getattr(told[-1], "hyperparams", None)
+        return hyperparams["learning_rate"] if hyperparams else told[-1].learning_rate
+    if isinstance(rule, FromOptax):
+        rate = (rule.numbers | rule.options).get("learning_rate")
+        is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+        leaves = jax.tree.leaves(before, is_leaf=is_count)
+        count = next((leaf.count for leaf in leaves if is_count(leaf)), None)
+    else:
+        rate, count = getattr(rule, "learning_rate", None), getattr(before, "count", None)
+    if rate is None or (callable(rate) and count is None):
+        return None
+    return rate_at(rate, count)[0]
+
+
+def _tells_rate(node: Any) -> bool:
+    names = getattr(node, "_fields", ())
+    return "learning_rate" in names or (
+        "hyperparams" in names and "learning_rate" in node.hyperparams
+    )
 
 
 def _init(transformation: Any, params: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import optax
 
 import jaxsgd
 
-N, D = 21, 3
+N, D = 20, 3  # 20 = 4 x 5 needs no walk, which is slow to compile; batches are 8, 8, 4
 
 
 def problem(dtype=jnp.float32, n=N):
@@ -45,17 +45,6 @@ def weighted(params, rows, weight):
     return jnp.sum(weight * residual(params, rows) ** 2) / 2
 
 
-@jaxsgd.part
-class Decay:
-    """A schedule whose constants are leaves."""
-
-    initial: float = jaxsgd.number()
-    decay: float = jaxsgd.number()
-
-    def __call__(self, step):
-        return self.initial / (1 + self.decay * step)
-
-
 def clipped(learning_rate, decay, max_norm):
     """A user's own factory."""
     return optax.chain(
@@ -91,11 +80,20 @@ GRADIENTS = {
 # name: a function of the learning rate
 RULES = {
     "sgd": lambda a: jaxsgd.SGD(a),
-    "sgd schedule": lambda a: jaxsgd.SGD(Decay(a, 0.1)),
+    "sgd schedule": lambda a: jaxsgd.SGD(jaxsgd.InverseTimeDecay(a, 0.1)),
     "momentum": lambda a: jaxsgd.Momentum(a, 0.5),
-    "momentum schedule": lambda a: jaxsgd.Momentum(Decay(a, 0.1), 0.5),
+    "momentum schedule": lambda a: jaxsgd.Momentum(jaxsgd.InverseTimeDecay(a, 0.1), 0.5),
+    "nesterov schedule": lambda a: jaxsgd.Nesterov(jaxsgd.InverseTimeDecay(a, 0.1), 0.5),
+    "adagrad schedule": lambda a: jaxsgd.AdaGrad(jaxsgd.InverseTimeDecay(a, 0.1)),
+    "rmsprop schedule": lambda a: jaxsgd.RMSProp(jaxsgd.InverseTimeDecay(a, 0.1), 0.8),
+    "adam schedule": lambda a: jaxsgd.Adam(jaxsgd.InverseTimeDecay(a, 0.1), 0.8, 0.9),
     "adamw": lambda a: jaxsgd.FromOptax(optax.adamw, learning_rate=a, weight_decay=0.01),
     "own factory": lambda a: jaxsgd.FromOptax(clipped, learning_rate=a, decay=0.01, max_norm=1.0),
+    "average": lambda a: jaxsgd.TailAverage(jaxsgd.SGD(a), 2),
+    "ema, proximal": lambda a: jaxsgd.EMA(
+        jaxsgd.Proximal(jaxsgd.Momentum(a, 0.5), jaxsgd.L1(0.01)), 0.9
+    ),
+    "line search": lambda a: jaxsgd.LineSearch(a),
 }
 
 

@@ -61,7 +61,7 @@ def test_params(params, told):
 def test_sizes():
     params, data = table.problem()
     solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(64), jaxsgd.SGD(0.1))
-    with pytest.raises(ValueError, match="batch_size of data with 21 rows is 64, expected 1 to 21"):
+    with pytest.raises(ValueError, match="batch_size of data with 20 rows is 64, expected 1 to 20"):
         solver.init(params, data, key=jax.random.key(0))
 
 

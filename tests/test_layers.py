@@ -6,8 +6,9 @@ from pathlib import Path
 import jaxsgd
 
 ROOMS = [
-    "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "schedules",
-    "rules", "transformations", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "cli",
+    "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "evaluation",
+    "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
+    "line_search", "stopping", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "cli",
 ]  # fmt: skip
 
 

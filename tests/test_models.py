@@ -113,6 +113,15 @@ def test_xavier_has_the_variance_of_one_over_the_inputs():
     assert_normal(np.asarray(alone), 1 / np.sqrt(5000))
 
 
+def test_glorot_and_he_are_named_apart():
+    first, second = weights(jaxsgd.MLP((50, 200, 30), initialise="glorot"))
+    assert_normal(first, np.sqrt(2 / 250))
+    assert_normal(second, np.sqrt(2 / 230))
+    first, second = weights(jaxsgd.MLP((50, 200, 30), initialise="he"))
+    assert_normal(first, np.sqrt(2 / 50))
+    assert_normal(second, np.sqrt(2 / 200))
+
+
 def test_keys_and_layers_start_apart():
     model = jaxsgd.MLP((8, 8, 8))
     first, second = weights(model)
@@ -136,7 +145,7 @@ def test_keys_and_layers_start_apart():
         (lambda: jaxsgd.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
         (lambda: jaxsgd.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),
         (lambda: jaxsgd.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would stay alike"),
-        (lambda: jaxsgd.MLP((3, 4, 2), initialise="he"), ValueError, r"initialise is 'he', expected one of"),
+        (lambda: jaxsgd.MLP((3, 4, 2), initialise="best"), ValueError, r"initialise is 'best', expected one of"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused(make, error, told):

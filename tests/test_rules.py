@@ -11,6 +11,7 @@ import pytest
 import jaxsgd
 from jaxsgd.transformations import Transformation
 from tests import table
+from tests.test_laws import no_compilation
 
 
 def train(rule, steps=30, loss=table.loss):
@@ -77,21 +78,71 @@ def test_a_rule_with_a_key_of_its_own_trains():
 
 
 def test_own_rules_work_inside_chain():
-    alone = train(jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5)).params
+    alone = train(jaxsgd.Momentum(jaxsgd.InverseTimeDecay(0.1, 0.1), 0.5)).params
     chained = train(
-        optax.chain(optax.identity(), jaxsgd.Momentum(table.Decay(0.1, 0.1), 0.5))
+        optax.chain(optax.identity(), jaxsgd.Momentum(jaxsgd.InverseTimeDecay(0.1, 0.1), 0.5))
     ).params
     np.testing.assert_allclose(alone["weight"], chained["weight"], rtol=1e-6)
 
 
-def test_a_line_search_gets_its_value_fn():
-    rule = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15))
-    params, data = table.problem()
-    solver = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), rule)
-    state = solver.init(params, data, key=jax.random.key(0))
-    _, trace = jaxsgd.run(solver, state, data, 40)
-    assert np.all(np.diff(trace.loss) <= 1e-6)
-    assert trace.loss[-1] < 0.02 * trace.loss[0]
+CATALOGUE = {
+    "adamw": lambda a: jaxsgd.FromOptax(optax.adamw, learning_rate=a, weight_decay=1e-3),
+    "lion": lambda a: jaxsgd.FromOptax(optax.lion, learning_rate=a),
+    "adafactor": lambda a: jaxsgd.FromOptax(optax.adafactor, learning_rate=a),
+    "lamb": lambda a: jaxsgd.FromOptax(optax.lamb, learning_rate=a),
+    "schedule_free_sgd": lambda a: jaxsgd.FromOptax(
+        optax.contrib.schedule_free_sgd, learning_rate=a
+    ),
+    "polyak_sgd": lambda a: jaxsgd.FromOptax(optax.polyak_sgd, max_learning_rate=a),
+    "lbfgs": lambda a: jaxsgd.FromOptax(optax.lbfgs, learning_rate=a),
+    "injected": lambda a: jaxsgd.FromOptax(injected, learning_rate=a),
+    "own factory": lambda a: jaxsgd.FromOptax(
+        scheduled, learning_rate=a, schedule=jaxsgd.LinearDecay(1.0, 0.5, 20), max_norm=1.0
+    ),
+}
+
+
+def rate_of(state, info):
+    return info.learning_rate
+
+
+def injected(learning_rate):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+
+
+def scheduled(learning_rate, schedule, max_norm):
+    """Global-norm clipping, adamw, and a schedule whose constants are leaves."""
+    rate = lambda step: learning_rate * schedule(step)  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.adamw(rate))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_optaxs_rules_train_through_the_solver_and_other_numbers_compile_nothing(name):
+    """From a start that is not zero: adafactor and lamb scale with the parameters."""
+    _, data = table.problem()
+    params = {"bias": jnp.float32(0.5), "weight": jnp.array([2.0, 1.0, 1.0])}
+    sampler = jaxsgd.FullBatch() if name == "lbfgs" else jaxsgd.Shuffled(8)
+
+    def loss_after(rate):
+        solver = jaxsgd.Solver(table.loss, sampler, CATALOGUE[name](rate))
+        state = solver.init(params, data, key=jax.random.key(0))
+        state, info = jaxsgd.run(solver, state, data, 60, rate_of)
+        return float(jaxsgd.evaluate(table.loss, state.params, data)), info
+
+    before = float(jaxsgd.evaluate(table.loss, params, data))
+    rates = {"lbfgs": 1.0, "polyak_sgd": 1.0, "schedule_free_sgd": 0.5}
+    rate = rates.get(name, 0.05)
+    after, told = loss_after(rate)
+    assert after < 0.5 * before
+    with no_compilation():
+        other, _ = loss_after(rate / 10)
+    assert other != after
+    if name == "lbfgs":
+        assert (told > 0).all()  # the search's own
+    elif name == "polyak_sgd":
+        assert told is None  # Optax keeps it to itself
+    else:
+        np.testing.assert_allclose(told[0], rate, rtol=1e-6)
 
 
 def test_which_hyperparameters_are_leaves():
@@ -100,7 +151,7 @@ def test_which_hyperparameters_are_leaves():
     )
     assert set(rule.numbers) == {"learning_rate", "b1", "eps"}
     assert rule.options == {"nesterov": True}
-    schedule = jaxsgd.FromOptax(optax.sgd, learning_rate=table.Decay(0.1, 0.2))
+    schedule = jaxsgd.FromOptax(optax.sgd, learning_rate=jaxsgd.InverseTimeDecay(0.1, 0.2))
     assert jax.tree.leaves(schedule) == [0.1, 0.2]
     plain = jaxsgd.FromOptax(optax.sgd, learning_rate=optax.cosine_decay_schedule(0.1, 10))
     assert jax.tree.leaves(plain) == []

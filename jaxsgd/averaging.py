@@ -1,0 +1,144 @@
+"""Averages of the parameters along a run, kept beside any rule; the run itself is unchanged."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsgd import checks
+from jaxsgd.pairs import PyTree, State, accumulate, number, part
+from jaxsgd.schedules import scalar
+from jaxsgd.transformations import as_rule
+
+
+class AverageState(NamedTuple):
+    """The state of the rule inside, and the average (like params, accumulator's dtype)."""
+
+    rule: PyTree
+    average: PyTree
+    count: Any = None  # int32[]: steps taken, where the average needs it
+
+
+@part
+class TailAverage:
+    """The mean of the parameters after each of the steps from `start` on; before, the parameters.
+
+    `average' = average + (params' - average) / (t - start + 1)`. With a constant rate, or one that
+    falls slowly, the average goes below the floor at which SGD hovers. `averaged(state)` tells it.
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+
+    Args:
+      rule: a rule, or any Optax transformation. This one stands outermost: it sees the rule's
+        updates as they are added.
+      start: the first step that counts, at least 0; a leaf.
+
+    >>> rule = jaxsgd.TailAverage(jaxsgd.SGD(0.5), start=1)
+    >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2, jaxsgd.Sequential(1), rule)
+    >>> y = jnp.array([1.0, 3.0])
+    >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
+    >>> state, path = jaxsgd.run(solver, state, y, 5, lambda state, info: state.params)
+    >>> path.tolist(), float(jaxsgd.averaged(state))
+    ([1.0, 3.0, 1.0, 3.0, 1.0], 2.0)
+    """
+
+    rule: Any
+    start: Any = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rule", as_rule(self.rule))
+        checks.number(self.start, "TailAverage's start")
+
+    def init(self, params: PyTree) -> AverageState:
+        """The state before the first step: the average is the start."""
+        count = jnp.zeros((), jnp.int32)
+        return AverageState(self.rule.init(params), accumulate(params), count)
+
+    def update(
+        self, grads: PyTree, state: AverageState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, AverageState]:
+        """The rule's updates, and the state after them."""
+        start = scalar(self.start, "TailAverage's start")
+        seen = jnp.maximum(state.count - start, 0) + 1
+        updates, inner, average = _stepped(self, grads, state, params, extra, lambda _: 1 / seen)
+        return updates, AverageState(inner, average, state.count + 1)
+
+
+@part
+class EMA:
+    """The exponential moving average `average' = decay average + (1 - decay) params'`.
+
+    It starts at the initial parameters and looks back about 1 / (1 - decay) steps.
+    `averaged(state)` tells it.
+
+    Args:
+      rule: a rule, or any Optax transformation; as in `TailAverage`.
+      decay: 0 to 1.
+
+    >>> rule = jaxsgd.EMA(jaxsgd.SGD(0.5), decay=0.5)
+    >>> params = jnp.array(1.0)
+    >>> _, state = rule.update(jnp.array(2.0), rule.init(params), params)
+    >>> float(state.average)
+    0.5
+    """
+
+    rule: Any
+    decay: Any = number(default=0.999)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rule", as_rule(self.rule))
+        checks.number(self.decay, "EMA's decay", 0, 1)
+
+    def init(self, params: PyTree) -> AverageState:
+        """The state before the first step: the average is the start."""
+        return AverageState(self.rule.init(params), accumulate(params))
+
+    def update(
+        self, grads: PyTree, state: AverageState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, AverageState]:
+        """The rule's updates, and the state after them."""
+        decay = scalar(self.decay, "EMA's decay")
+        weight = lambda dtype: 1 - decay.astype(dtype)  # noqa: E731
+        updates, inner, average = _stepped(self, grads, state, params, extra, weight)
+        return updates, AverageState(inner, average)
+
+
+def averaged(state: State) -> PyTree:
+    """The averaged parameters of a run's state, in the dtypes of its parameters.
+
+    Raises:
+      ValueError: the run's rule keeps no average.
+
+    >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2, jaxsgd.FullBatch(),
+    ...                        jaxsgd.EMA(jaxsgd.SGD(0.5), decay=0.5))
+    >>> state = solver.init(jnp.zeros(()), jnp.ones(1), key=jax.random.key(0))
+    >>> float(jaxsgd.averaged(jaxsgd.run(solver, state, jnp.ones(1), 1)[0]))
+    0.5
+    """
+    average = find_average(state.rule)
+    if average is None:
+        raise ValueError(
+            "the state holds no averaged parameters, expected that of a run whose rule is "
+            "TailAverage(rule) or EMA(rule)"
+        )
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), average.average, state.params)
+
+
+def find_average(rule_state: PyTree) -> AverageState | None:
+    """The outermost average in a rule's state, or None."""
+    is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
+    leaves = jax.tree.leaves(rule_state, is_leaf=is_average)
+    return next((leaf for leaf in leaves if is_average(leaf)), None)
+
+
+def _stepped(
+    wrapper: Any, grads: PyTree, state: AverageState, params: PyTree, extra: Any, weight: Any
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The rule's updates and state, and the average moved towards the new parameters."""
+    if params is None:
+        name = type(wrapper).__name__
+        raise ValueError(f"{name}.update was given no params, expected the parameters")
+    updates, inner = wrapper.rule.update(grads, state.rule, params, **extra)
+    after = accumulate(optax.apply_updates(params, updates))  # as the solver will, rounded alike
+    move = lambda average, x: average + weight(x.dtype) * (x - average)  # noqa: E731
+    return updates, inner, jax.tree.map(move, state.average, after)

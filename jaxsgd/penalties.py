@@ -1,0 +1,158 @@
+"""What is added to the loss to keep parameters small or zero, and its proximal step.
+
+Each is a function `params -> scalar` for `Solver(penalty=...)`, which adds it once a step, whatever
+the batch; and each has `prox(params, rate) = argmin_q penalty(q) + |q - params|^2 / (2 rate)`, for
+`Proximal`. All parameters count, biases too, unless a mask says otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsgd import checks
+from jaxsgd.pairs import PyTree, accumulate, accumulator_of, number, part, static
+from jaxsgd.schedules import scalar
+
+Mask = Callable[[PyTree], PyTree] | None
+
+
+@part
+class L2:
+    """Tikhonov's penalty `strength / 2 * sum_j params_j ** 2`, of gradient `strength * params`.
+
+    Over n rows, the `alpha` of ridge regression `|y - X w|^2 + alpha |w|^2` is strength `alpha / n`
+    with `optax.l2_loss`; scikit-learn's logistic `C` is `1 / (C n)`. Its proximal step shrinks:
+    `params / (1 + rate strength)`.
+
+    Args:
+      strength: at least 0; a leaf.
+      mask: which parameters count: a function of params to a tree of bools that is a prefix of
+        params, as Optax's masks are (static); None for all.
+
+    Raises:
+      ValueError: a negative strength.
+
+    >>> float(jaxsgd.L2(0.1)({"weight": jnp.array([1.0, 3.0]), "bias": jnp.array(10.0)}))
+    5.5
+    >>> penalty = jaxsgd.L2(0.1, mask=lambda params: {"weight": True, "bias": False})
+    >>> float(penalty({"weight": jnp.array([1.0, 3.0]), "bias": jnp.array(10.0)}))
+    0.5
+    """
+
+    strength: Any = number()
+    mask: Mask = static(default=None)
+
+    def __post_init__(self) -> None:
+        _check(self, "strength")
+
+    def __call__(self, params: PyTree) -> jax.Array:
+        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
+        return _total(self, params, lambda x: _at(self, "strength", x) / 2 * jnp.sum(x * x))
+
+    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+        """The proximal step, in the dtypes of params."""
+        return _each(
+            self, params, lambda x: x / (1 + rate.astype(x.dtype) * _at(self, "strength", x))
+        )
+
+
+@part
+class L1:
+    """The lasso's penalty `strength * sum_j |params_j|`.
+
+    As a solver's penalty its gradient is `strength * sign(params)`, 0 at 0, and parameters hover
+    about zero; in `Proximal`, `sign(params) max(|params| - rate strength, 0)`, zeros are zeros.
+    Tibshirani, "Regression shrinkage and selection via the lasso" (1996).
+
+    Args, Raises: as `L2`.
+
+    >>> penalty = jaxsgd.L1(0.5)
+    >>> float(penalty(jnp.array([1.0, -3.0])))
+    2.0
+    >>> penalty.prox(jnp.array([1.0, -3.0, 0.25]), jnp.array(1.0)).tolist()
+    [0.5, -2.5, 0.0]
+    """
+
+    strength: Any = number()
+    mask: Mask = static(default=None)
+
+    def __post_init__(self) -> None:
+        _check(self, "strength")
+
+    def __call__(self, params: PyTree) -> jax.Array:
+        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
+        # JAX's abs has the slope 1 at 0, which would push zeros away
+        return _total(self, params, lambda x: _at(self, "strength", x) * jnp.sum(x * jnp.sign(x)))
+
+    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+        """The proximal step, in the dtypes of params."""
+        return _each(self, params, lambda x: _shrunk(x, rate, _at(self, "strength", x)))
+
+
+@part
+class ElasticNet:
+    """Both: `l1 * sum_j |params_j| + l2 / 2 * sum_j params_j ** 2`.
+
+    Zou and Hastie, "Regularization and variable selection via the elastic net" (2005).
+    scikit-learn's `alpha` and `l1_ratio` are `l1 = alpha l1_ratio`, `l2 = alpha (1 - l1_ratio)`
+    with `optax.l2_loss`.
+
+    Args:
+      l1, l2: at least 0; leaves.
+      mask: as in `L2`.
+
+    Raises:
+      ValueError: a negative strength.
+
+    >>> float(jaxsgd.ElasticNet(0.5, 0.1)(jnp.array([1.0, -3.0])))
+    2.5
+    """
+
+    l1: Any = number()
+    l2: Any = number()
+    mask: Mask = static(default=None)
+
+    def __post_init__(self) -> None:
+        _check(self, "l1", "l2")
+
+    def __call__(self, params: PyTree) -> jax.Array:
+        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
+        return L1(self.l1, self.mask)(params) + L2(self.l2, self.mask)(params)
+
+    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+        """The proximal step, in the dtypes of params: the lasso's, then Tikhonov's."""
+        return L2(self.l2, self.mask).prox(L1(self.l1, self.mask).prox(params, rate), rate)
+
+
+def _shrunk(x: jax.Array, rate: jax.Array, strength: jax.Array) -> jax.Array:
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - rate.astype(x.dtype) * strength, 0)
+
+
+def _check(penalty: Any, *names: str) -> None:
+    kind = type(penalty).__name__
+    for name in names:
+        checks.number(getattr(penalty, name), f"{kind}'s {name}")
+    if penalty.mask is not None and not callable(penalty.mask):
+        raise TypeError(f"{kind}'s mask is {penalty.mask!r}, expected a function of params")
+
+
+def _at(penalty: Any, name: str, x: jax.Array) -> jax.Array:
+    """A strength at its use, in the dtype of a parameter."""
+    return scalar(getattr(penalty, name), f"{type(penalty).__name__}'s {name}").astype(x.dtype)
+
+
+def _kept(penalty: Any, params: PyTree) -> PyTree:
+    """Which leaves of params count: a tree of bools like params."""
+    mask = True if penalty.mask is None else penalty.mask(params)
+    return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), mask, params)
+
+
+def _total(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    leaves = zip(*map(jax.tree.leaves, (_kept(penalty, params), accumulate(params))), strict=True)
+    return sum((of(x) for keep, x in leaves if keep), start=jnp.zeros((), accumulator_of(params)))
+
+
+def _each(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> PyTree:
+    return jax.tree.map(lambda keep, x: of(x) if keep else x, _kept(penalty, params), params)
