@@ -1,20 +1,20 @@
 """The command `jaxsgd`: train a small model on a table of rows, and predict with it."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import optax
 
-from jaxsgd import plots, problems
+from jaxsgd import plots, problems, recipes
 from jaxsgd.evaluation import evaluate
 from jaxsgd.fit import Result, fit
 from jaxsgd.models import INITS, Linear, weights_only
-from jaxsgd.penalties import L2
-from jaxsgd.rules import SGD, Momentum
+from jaxsgd.penalties import L2, ElasticNet
+from jaxsgd.samplers import FullBatch, Shuffled, for_rows
 from jaxsgd.stopping import Reason
 from jaxsgd.tables import Table, numbers, read
 from jaxsgd.tasks import (
@@ -30,10 +30,9 @@ from jaxsgd.tasks import (
     standardise,
     task_for,
 )
-from jaxsgd.transformations import FromOptax
 
-RATES = {"sgd": 0.05, "momentum": 0.01, "adam": 0.001}
-EXITS = {Reason.EPOCHS: 0, Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}
+SQUARES = {"squared_error": 1, "l2_loss": 2}  # times the loss: the mean square
+EXITS = {Reason.DIVERGED: 1, Reason.INTERRUPTED: 130}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,32 +67,34 @@ def _fit(args: argparse.Namespace) -> int:
         table = table._replace(target=column)
     rows = prepare(table, loss, test_fraction=args.test_fraction, seed=args.seed)
     task = task_for(args.model, loss, rows, args.init)
-    penalty = L2(args.l2, mask=weights_only)
     metrics = {"accuracy": Accuracy(task)} if loss in CLASSIFIERS else {}
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     out = Path(args.out or f"jaxsgd-{name}")
     out.mkdir(parents=True, exist_ok=True)
+    sampler = _sampler(args, len(rows.train[0]))
+    steps = args.epochs * for_rows(sampler, len(rows.train[0])).steps_per_epoch
+    rule = _rule(args, steps)
     result = fit(
         task,
         task.model.init(init_key),
         rows.train,
         key=fit_key,
-        batch_size=min(64, len(rows.train[0])) if args.batch_size is None else args.batch_size,
+        sampler=sampler,
         epochs=args.epochs,
-        rule=_rule(args),
-        penalty=penalty,
+        rule=rule,
+        penalty=L2(args.l2, mask=weights_only),
         validation=rows.held_out,
         metrics=metrics,
+        stop=recipes.stop(args.stop),
     )
     label = f"{loss.replace('_', ' ')} loss" + " (standardised target)" * (rows.classes is None)
     files = _write(out, result, rows, args.model, loss, label, f"{name}, {args.model}, {args.rule}")
     print(f"files         {', '.join(map(str, files))}")
-    _report(result, task, penalty, rows, metrics)
-    if result.reason == Reason.EPOCHS:
-        return 0
-    epochs = len(result.history["epoch"])
-    told = f"ended after {epochs} of {args.epochs} epochs: {result.reason}; kept in {out}"
-    return _say(told, EXITS[result.reason])
+    print("rule         ", re.sub(r"<function (\w+) at \w+>", r"\1", repr(rule)))
+    _report(result, task, ElasticNet(args.l1, args.l2, weights_only), rows, metrics)
+    if result.reason in EXITS:
+        return _say(f"{result.message}; kept in {out}", EXITS[result.reason])
+    return 0
 
 
 def _table(args: argparse.Namespace) -> tuple[Table, str]:
@@ -111,13 +112,18 @@ def _digits() -> Table:
     return Table([f"pixel_{i // 8}_{i % 8}" for i in range(64)], x, y)
 
 
-def _rule(args: argparse.Namespace) -> Any:
-    rate = RATES[args.rule] if args.learning_rate is None else args.learning_rate
-    if args.momentum is not None and args.rule != "momentum":
-        raise ValueError(f"--momentum goes with --rule momentum, but --rule is {args.rule}")
-    if args.rule == "momentum":
-        return Momentum(rate, 0.9 if args.momentum is None else args.momentum)
-    return SGD(rate) if args.rule == "sgd" else FromOptax(optax.adam, learning_rate=rate)
+def _sampler(args: argparse.Namespace, n: int) -> Any:
+    if args.rule == "line-search":  # on the full objective
+        if args.batch_size is not None:
+            raise ValueError("--rule line-search takes all rows a step: leave out --batch-size")
+        return FullBatch()
+    return Shuffled(min(64, n) if args.batch_size is None else args.batch_size)
+
+
+def _rule(args: argparse.Namespace, steps: int) -> Any:
+    names = ("learning_rate", "momentum", "schedule", "warmup", "average", "l1")
+    given = {name: getattr(args, name) for name in names}
+    return recipes.rule(args.rule, **given, mask=weights_only, steps=steps)
 
 
 def _write(
@@ -139,32 +145,41 @@ def _write(
     return [*files, picture]
 
 
-def _report(result: Result, task: Task, penalty: L2, rows: Rows, metrics: dict[str, Any]) -> None:
+def _report(result: Result, task: Task, penalty: ElasticNet, rows: Rows, metrics: Any) -> None:
     n, d = rows.train[0].shape
     held = 0 if rows.held_out is None else len(rows.held_out[0])
     print(f"device        {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"data          {n} rows x {d} features to train on, {held} held out")
-    seconds = result.history["seconds"]
-    if len(seconds) > 1:
-        steady, steps = float(np.median(seconds[1:])), result.history["step"][0]
-        print(f"compile       {max(seconds[0] - steady, 0):.2f} s")
+    if result.reason not in (Reason.EPOCHS, *EXITS):
+        print(f"stopped       {result.message}")
+    history = result.history
+    if len(history["step"]) > 1:
+        steady, steps = float(np.median(history["seconds"][1:])), history["step"][0]
+        print(f"compile       {max(history['seconds'][0] - steady, 0):.2f} s")
         print(f"steady        {1e6 * steady / steps:.1f} us a step, {n / steady:,.0f} rows/s")
     for name, data in [("train", rows.train), ("held out", rows.held_out)]:
         if data is not None:
             values = evaluate({f"{task.loss} loss": task, **metrics}, result.params, data)
             told = ", ".join(f"{metric} {float(value):.4g}" for metric, value in values.items())
             if rows.classes is None:
-                squares = float(values[f"{task.loss} loss"]) * (2 if task.loss == "l2_loss" else 1)
-                told += (
-                    f" (standardised target), root mean square {rows.unit[1] * squares**0.5:.4g}"
-                )
+                told += " (standardised target)"
+            if task.loss in SQUARES:
+                mean = float(values[f"{task.loss} loss"]) * SQUARES[task.loss]
+                told += f", root mean square {rows.unit[1] * mean**0.5:.4g}"
             print(f"{name:<13} {told}")
-    if isinstance(task.model, Linear):
+    if penalty.l1:
+        is_weight = jax.tree.leaves(weights_only(result.params))
+        leaves = zip(is_weight, jax.tree.leaves(result.params), strict=True)
+        flat = np.concatenate([np.ravel(x) for is_weight, x in leaves if is_weight])
+        print(f"weights       {np.sum(flat == 0)} of {flat.size} are exactly 0")
+    if not isinstance(task.model, Linear):
+        print("objective     no L-BFGS beside it: an MLP's problem has no one minimum")
+    elif task.loss == "hinge":
+        print("objective     no L-BFGS beside it: the hinge has a kink")
+    else:
         ours, best, converged = lbfgs(result.params, task, penalty, rows.train)
         kind = "converged L-BFGS" if converged else "L-BFGS, not converged,"
         print(f"objective     {ours:.6g} (train loss + penalty); {kind} {best:.6g}")
-    else:
-        print("objective     no L-BFGS beside it: an MLP's problem has no one minimum")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -180,10 +195,15 @@ def _predict(args: argparse.Namespace) -> int:
         columns = {"prediction": mean + scale * output[:, 0]}
     else:
         columns = {"prediction": rows.classes[output.argmax(axis=1)]}
-        columns |= {f"probability_{c}": output[:, k] for k, c in enumerate(rows.classes)}
+        kind = "score" if task.loss == "hinge" else "probability"
+        columns |= {f"{kind}_{c}": output[:, k] for k, c in enumerate(rows.classes)}
     pandas.DataFrame(columns).to_csv(args.out, index=False)
     print(f"{len(x)} predictions in {args.out}")
     return 0
+
+
+def _listed(choices: dict[str, recipes.Choice]) -> str:
+    return ", ".join(f"{name}{choice}" for name, choice in choices.items())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -225,10 +245,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
     add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
     add("--epochs", type=int, default=100, help="default: 100")
-    add("--rule", choices=tuple(RATES), default="sgd", help="default: sgd")
-    rates = ", ".join(f"{rate:g} for {rule}" for rule, rate in RATES.items())
+    add("--rule", choices=tuple(recipes.RULES), default="sgd", help="default: sgd")
+    rates = ", ".join(f"{rate:g} for {rule}" for rule, (_, rate) in recipes.RULES.items() if rate)
     add("--learning-rate", type=float, help=f"default: {rates}")
-    add("--momentum", type=float, help="of --rule momentum; default: 0.9")
+    add("--momentum", type=float, help="of --rule momentum and nesterov; default: 0.9")
+    told = _listed(recipes.SCHEDULES)
+    add(
+        "--schedule",
+        default="constant",
+        help=f"of the rate, by the step: {told}; default: constant",
+    )
+    add(
+        "--warmup",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="a ramp up to the schedule; default: 0",
+    )
+    told = _listed(recipes.STOPS)
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        help=f"before the last epoch, may be repeated: {told}",
+    )
+    add("--average", help=f"of the parameters: {_listed(recipes.AVERAGES)}")
+    add("--l1", type=float, default=0.0, help="of l1 |weights|, exact zeros; default: 0")
     add("--l2", type=float, default=1e-3, help="of l2/2 |weights|^2; default: 0.001")
     add("--seed", type=_seed, default=0, help="of split, start and order; default: 0")
     add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")

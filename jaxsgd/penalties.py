@@ -143,16 +143,16 @@ def _at(penalty: Any, name: str, x: jax.Array) -> jax.Array:
     return scalar(getattr(penalty, name), f"{type(penalty).__name__}'s {name}").astype(x.dtype)
 
 
-def _kept(penalty: Any, params: PyTree) -> PyTree:
+def kept(penalty: Any, params: PyTree) -> PyTree:
     """Which leaves of params count: a tree of bools like params."""
     mask = True if penalty.mask is None else penalty.mask(params)
     return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), mask, params)
 
 
 def _total(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    leaves = zip(*map(jax.tree.leaves, (_kept(penalty, params), accumulate(params))), strict=True)
+    leaves = zip(*map(jax.tree.leaves, (kept(penalty, params), accumulate(params))), strict=True)
     return sum((of(x) for keep, x in leaves if keep), start=jnp.zeros((), accumulator_of(params)))
 
 
 def _each(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> PyTree:
-    return jax.tree.map(lambda keep, x: of(x) if keep else x, _kept(penalty, params), params)
+    return jax.tree.map(lambda keep, x: of(x) if keep else x, kept(penalty, params), params)

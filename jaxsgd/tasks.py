@@ -13,13 +13,19 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsgd.models import MLP, Linear
 from jaxsgd.pairs import PyTree, part, static
-from jaxsgd.penalties import L2
+from jaxsgd.penalties import L2, ElasticNet, kept
 from jaxsgd.permutation import permute
 from jaxsgd.tables import BROKEN, Table
 
 FORMAT = "jaxsgd model 1"
-CLASSIFIERS = ("softmax", "logistic")
-LOSSES = ("squared_error", "l2_loss", *CLASSIFIERS)
+BINARY = ("logistic", "hinge")
+CLASSIFIERS = ("softmax", *BINARY)
+NUMBERS = {  # of one prediction and target
+    "squared_error": optax.squared_error,
+    "l2_loss": optax.l2_loss,
+    "huber": optax.huber_loss,
+}
+LOSSES = (*NUMBERS, *CLASSIFIERS)
 
 
 @part
@@ -37,16 +43,19 @@ class Task:
             return optax.softmax_cross_entropy_with_integer_labels(output, y)
         if self.loss == "logistic":
             return optax.sigmoid_binary_cross_entropy(output[0], y)
-        loss = optax.l2_loss if self.loss == "l2_loss" else optax.squared_error
-        return loss(output[0], y)
+        if self.loss == "hinge":
+            return optax.hinge_loss(output[0], 2 * y - 1)
+        return NUMBERS[self.loss](output[0], y)
 
     def predict(self, params: PyTree, x: jax.Array) -> jax.Array:
-        """Probabilities of the classes (float[..., k]), or the number predicted (float[..., 1])."""
+        """Probabilities or a hinge's scores (float[..., k]), or a number (float[..., 1])."""
         output = self.model(params, x)
         if self.loss == "softmax":
             return jax.nn.softmax(output)
         if self.loss == "logistic":
             return jnp.concatenate([jax.nn.sigmoid(-output), jax.nn.sigmoid(output)], axis=-1)
+        if self.loss == "hinge":
+            return jnp.concatenate([-output, output], axis=-1)
         return output
 
 
@@ -107,11 +116,11 @@ def _encode(target: Any, loss: str) -> tuple[np.ndarray, np.ndarray | None]:
     fractions = [value for value in classes.tolist() if isinstance(value, float) and value % 1]
     if fractions:
         raise ValueError(f"the target holds {fractions[0]}, expected classes for --loss {loss}")
-    if len(classes) < 2 or (loss == "logistic" and len(classes) > 2):
-        expected = "2 classes" if loss == "logistic" else "at least 2 classes"
+    if len(classes) < 2 or (loss in BINARY and len(classes) > 2):
+        expected = "2 classes" if loss in BINARY else "at least 2 classes"
         told = f"the target holds {len(classes)} different values, expected {expected}"
         raise ValueError(f"{told} for --loss {loss}")
-    return y.astype(np.float32 if loss == "logistic" else np.int32), classes
+    return y.astype(np.float32 if loss in BINARY else np.int32), classes
 
 
 def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) -> Task:
@@ -166,23 +175,38 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
     return task, jax.tree.unflatten(jax.tree.structure(shapes), leaves), rows
 
 
-def lbfgs(params: PyTree, task: Task, penalty: L2, data: Any) -> tuple[float, float, bool]:
-    """The objective at params, at the minimum that SciPy's L-BFGS finds, and whether it did."""
+def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[float, float, bool]:
+    """The objective at params, at the minimum that SciPy's L-BFGS finds, and whether it did.
+
+    The l1 part is smooth in the positive and negative parts of the parameters, both at least 0.
+    """
     from scipy.optimize import minimize
 
     flat, unravel = ravel_pytree(params)
+    weighs = jax.tree.map(lambda keep, x: jnp.full_like(x, keep), kept(penalty, params), params)
+    l1 = penalty.l1 * np.asarray(ravel_pytree(weighs)[0], np.float64)
 
     @jax.jit
     def objective(flat: jax.Array, rows: Any) -> jax.Array:
         params = unravel(flat)
-        return jnp.mean(jax.vmap(partial(task, params))(rows)) + penalty(params)
+        smooth = L2(penalty.l2, penalty.mask)
+        return jnp.mean(jax.vmap(partial(task, params))(rows)) + smooth(params)
 
     slope = jax.jit(jax.value_and_grad(objective))
+
+    def split(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        above, below = parts.reshape(2, -1)
+        value, grads = slope((above - below).astype(np.float32), data)
+        grads = np.asarray(grads, np.float64)
+        return float(value) + l1 @ (above + below), np.concatenate([grads + l1, l1 - grads])
+
     found = minimize(
-        lambda w: [np.asarray(x, np.float64) for x in slope(w.astype(np.float32), data)],
-        np.zeros(flat.size),
+        split,
+        np.zeros(2 * flat.size),
         jac=True,
+        bounds=[(0, None)] * 2 * flat.size,
         method="L-BFGS-B",
         options={"maxiter": 2000, "ftol": 1e-9, "gtol": 1e-5},
     )
-    return float(objective(flat, data)), float(found.fun), bool(found.success)
+    ours = float(objective(flat, data)) + float(l1 @ np.abs(np.asarray(flat)))
+    return ours, float(found.fun), bool(found.success)

@@ -69,7 +69,11 @@ def test_regression_from_each_format_and_its_predictions(here, capsys, suffix):
 
 @pytest.mark.parametrize(
     "options",
-    [["--loss", "logistic"], ["--model", "mlp:8,4", "--rule", "adam", "--learning-rate", "0.02"]],
+    [
+        ["--loss", "logistic"],
+        ["--loss", "hinge", "--rule", "line-search"],
+        ["--model", "mlp:8,4", "--rule", "adam", "--learning-rate", "0.02"],
+    ],
 )
 def test_text_classes_and_their_probabilities(here, options):
     frame = table().drop(columns="y")
@@ -83,6 +87,9 @@ def test_text_classes_and_their_probabilities(here, options):
     assert cli.main(["predict", "jaxsgd-t/model.npz", "t.csv", "--out", "p.csv"]) == 0
     predictions = pandas.read_csv("p.csv")
     assert (predictions["prediction"] == frame["kind"]).mean() > 0.9
+    if "hinge" in options:
+        np.testing.assert_array_equal(predictions["score_high"], -predictions["score_low"])
+        return
     np.testing.assert_allclose(
         predictions["probability_high"] + predictions["probability_low"], 1, atol=1e-5
     )
@@ -150,6 +157,23 @@ def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
         ("fit t.csv --target y --model mlp:4 --init zeros", "all hidden units would stay alike"),
         ("fit t.csv --target y --loss squared", "invalid choice: 'squared'"),
         ("fit t.csv --target y --momentum 0.9", "--momentum goes with --rule momentum"),
+        (
+            "fit t.csv --target y --schedule cosin",
+            "--schedule is 'cosin', expected one of constant, linear",
+        ),
+        (
+            "fit t.csv --target y --schedule cosine:a",
+            "expected cosine[:FINAL[,STEPS]] with numbers",
+        ),
+        ("fit t.csv --target y --stop converged:1,2,3", "expected converged[:ATOL[,RTOL]] with"),
+        (
+            "fit t.csv --target y --rule adam --l1 0.1",
+            "so --rule is sgd or momentum there, but it is adam",
+        ),
+        ("fit t.csv --target y --rule line-search --learning-rate 1", "finds its own rates"),
+        ("fit t.csv --target y --rule line-search --batch-size 2", "takes all rows a step"),
+        ("fit t.csv --target y --l1 -1", "L1's strength is -1.0, expected at least 0"),
+        ("fit t.csv --target y --warmup -1", "Warmup's steps is -1, expected at least 0"),
         ("fit t.csv --target y --learning-rate -1", "learning_rate is -1.0, expected at least 0"),
         ("fit t.csv --target y --batch-size 500", "batch_size of data with 4 rows is 500"),
         ("fit t.csv --target y --test-fraction 1", "expected 0 or more and below 1"),
@@ -183,10 +207,31 @@ def test_predict_names_a_column_the_model_needs(here, capsys):
     assert "no column 'b', which the model was trained on" in capsys.readouterr().err
 
 
+def test_a_lasso_with_a_schedule_an_average_and_a_stop(here, capsys):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(rng.normal(size=(200, 8)), columns=list("abcdefgh"))
+    frame.assign(y=3 * frame["a"] - 2 * frame["c"]).to_csv("t.csv", index=False)
+    options = "--rule momentum --schedule cosine:0.001 --warmup 10 --average tail --l1 0.2 --l2 0"
+    stop = "--stop patience:20 --stop converged:1e-7 --epochs 200 --loss l2_loss"
+    assert cli.main(["fit", "t.csv", "--target", "y", *options.split(), *stop.split()]) == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"rule +TailAverage\(rule=Proximal\(rule=Momentum\(learning_rate=Warmup\(", told
+    )
+    assert "penalty=L1(strength=0.2, mask=weights_only)" in told
+    assert re.search(r"stopped +ended in epoch \d+, after \d+ steps: the monitored", told)
+    assert len(pandas.read_csv("jaxsgd-t/history.csv")) < 200
+    ours, best = map(
+        float, re.search(r"objective +([\d.]+) .* L-BFGS ([\d.]+)$", told, re.M).groups()
+    )
+    assert best <= ours < best + 0.02  # validation stops before the minimum
+    assert int(re.search(r"weights +(\d+) of 8 are exactly 0", told)[1]) >= 3
+
+
 def test_a_diverged_run_says_so_and_keeps_the_last_finite_parameters(here, capsys):
     table().drop(columns="kind").to_csv("t.csv", index=False)
     assert cli.main(["fit", "t.csv", "--target", "y", "--learning-rate", "1e5", "--out", "o"]) == 1
-    assert "no longer finite" in capsys.readouterr().err
+    assert "diverged: not finite any more" in capsys.readouterr().err
     with np.load("o/model.npz") as model:
         assert np.isfinite(model["params_1"]).all()
 

@@ -156,20 +156,20 @@ RATES = [
 def test_another_number_key_or_data_of_the_same_shape_compiles_nothing(name):
     make = lambda rate: table.all_solvers(rate)[name][0]  # noqa: E731
     state, data = table.start(make(0.5), None)
-    ready = jaxsgd.run(make(0.5), state, data, 6)[1].loss
+    ready = jaxsgd.run(make(0.5), state, data, 4, everything)[1][0].loss
     others = [table.start(make(0.5), None, seed=seed)[0] for seed in range(len(RATES))]
     moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), data)
     with no_compilation():
         traces = [
-            jaxsgd.run(make(rate), s, data, 6)[1].loss
+            jaxsgd.run(make(rate), s, data, 4, everything)[1][0].loss
             for rate, s in zip(RATES, others, strict=True)
         ]
-        jaxsgd.run(make(0.5), state, moved, 6)
-        jaxsgd.run(make(0.5), others[0], data, 6)
+        jaxsgd.run(make(0.5), state, moved, 4, everything)
+        jaxsgd.run(make(0.5), others[0], data, 4, everything)
     if name != "line search":  # exact on this quadratic, whatever its number
         assert not np.array_equal(traces[0], ready)
     # an int is the float of its value
-    same = jaxsgd.run(make(1.0), others[1], data, 6)[1].loss
+    same = jaxsgd.run(make(1.0), others[1], data, 4, everything)[1][0].loss
     np.testing.assert_array_equal(traces[1], same)
 
 
@@ -211,9 +211,9 @@ def test_a_repeated_fit_compiles_nothing():
 def test_a_run_moves_nothing_between_host_and_device(name):
     solver, carry = table.all_solvers()[name]
     state, data = table.start(solver, carry)
-    jaxsgd.run(solver, state, data, 5)
+    jaxsgd.run(solver, state, data, 4, everything)
     with jax.transfer_guard("disallow"):
-        jaxsgd.run(solver, state, data, 5)
+        jaxsgd.run(solver, state, data, 4, everything)
 
 
 def test_data_and_leaves_of_a_loss_are_arguments_not_constants():
@@ -264,7 +264,8 @@ def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         solver, carry = table.all_solvers()[name]
         state, data = table.start(solver, carry, dtype=dtype)
-        after, info = jaxsgd.run(solver, state, data, 3, lambda state, info: info)
+        run = lambda s, d: jaxsgd.run(solver, s, d, 3, lambda state, info: info)  # noqa: E731
+        after, info = jax.eval_shape(run, state, data)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(dtype)}
         assert {x.dtype for x in (info.loss, info.penalty, info.grad_norm, info.update_norm)} == {
@@ -272,7 +273,8 @@ def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
         }
         for leaf in jax.tree.leaves(after.rule):
             assert leaf.dtype in (wide, jnp.int32)
-        assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(after))
+        assert all(hasattr(x, "weak_type") for x in jax.tree.leaves(after))
+        assert not any(x.weak_type for x in jax.tree.leaves(after))
 
 
 def test_float32_parameters_in_x64_mode():

@@ -8,7 +8,7 @@ import jaxsgd
 ROOMS = [
     "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
-    "line_search", "stopping", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "cli",
+    "line_search", "stopping", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
 ]  # fmt: skip
 
 

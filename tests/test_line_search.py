@@ -38,11 +38,10 @@ def valley(theta, row):
     return (1 - x) ** 2 + 5 * (y - x**2) ** 2 + 0 * row
 
 
-@pytest.mark.parametrize("loss", [valley, lambda theta, row: jnp.sum(jnp.cosh(theta)) + 0 * row])
-def test_elsewhere_the_loss_falls_and_the_slope_along_the_line_is_nearly_gone(loss):
+def test_elsewhere_the_loss_falls_and_the_slope_along_the_line_is_nearly_gone():
     start, data = jnp.array([-1.5, 2.0]), jnp.zeros(1)
-    solver, _, (path, _) = full(loss, jaxsgd.LineSearch(0.05), start, data, 10)
-    objective = lambda theta: loss(theta, 0.0) + solver.penalty(theta)  # noqa: E731
+    solver, _, (path, _) = full(valley, jaxsgd.LineSearch(0.05), start, data, 10)
+    objective = lambda theta: valley(theta, 0.0) + solver.penalty(theta)  # noqa: E731
     before = start
     for after in path[:8]:
         g = jax.grad(objective)(before)
