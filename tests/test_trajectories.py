@@ -183,14 +183,9 @@ def test_wrapped_by_optax_a_rule_does_what_it_does_alone():
     for rule in (jaxsgd.SGD(rate), jaxsgd.Nesterov(rate), jaxsgd.AdaGrad(rate), jaxsgd.RMSProp(rate),
                  jaxsgd.Momentum(rate), jaxsgd.Adam(rate)):  # fmt: skip
         alone = updates(rule)
-        for wrapped in (
-            optax.chain(optax.identity(), rule),
-            optax.masked(rule, {"a": True, "b": True}),
-            optax.partition({"x": rule}, {"a": "x", "b": "x"}),
-        ):
-            chained = updates(wrapped)
-            np.testing.assert_allclose(chained["a"], alone["a"], rtol=1e-6)
-            np.testing.assert_allclose(chained["b"], alone["b"], rtol=1e-6)
+        masked = updates(optax.chain(optax.masked(rule, {"a": True, "b": False}), optax.identity()))
+        np.testing.assert_allclose(masked["a"], alone["a"], rtol=1e-6)
+        np.testing.assert_array_equal(masked["b"], GRADS["b"])  # as masked leaves them
         frozen = updates(
             optax.partition({"x": rule, "0": optax.set_to_zero()}, {"a": "x", "b": "0"})
         )
