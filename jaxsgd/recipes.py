@@ -28,15 +28,17 @@ from jaxsgd.stopping import AnyOf, Converged, Diverged, EarlyStopping, SmallGrad
 
 
 class Choice(NamedTuple):
-    """A part of the command: how it is made, and what its numbers are called."""
+    """A part of the command: what makes it, and its numbers, each with what it is if left out.
+
+    A default may be a function of what comes before the numbers.
+    """
 
     make: Callable[..., Any]
-    numbers: tuple[str, ...] = ()
+    numbers: dict[str, Any]
 
     def __str__(self) -> str:
-        return "".join(f"[{',' if i else ':'}{name}" for i, name in enumerate(self.numbers)) + (
-            "]" * len(self.numbers)
-        )
+        opened = "".join(f"[{',' if i else ':'}{name}" for i, name in enumerate(self.numbers))
+        return opened + "]" * len(self.numbers)
 
 
 # make(learning_rate, momentum), and the rate that suits standardised rows
@@ -51,44 +53,33 @@ RULES: dict[str, tuple[Callable[..., Any], float | None]] = {
 }
 WITH_MOMENTUM = ("momentum", "nesterov")
 
-# make(learning_rate, steps of the whole run, *numbers); most end at a hundredth of the rate
+# make(learning_rate, *numbers), defaults by rate and steps; decays end at a hundredth of the rate
 SCHEDULES = {
-    "constant": Choice(lambda a, n: a),
-    "linear": Choice(
-        lambda a, n, b=None, steps=None: LinearDecay(a, *_or((b, a / 100), (steps, n))),
-        ("FINAL", "STEPS")),
-    "cosine": Choice(lambda a, n, b=0.0, steps=None: CosineDecay(a, b, *_or((steps, n))),
-                     ("FINAL", "STEPS")),
-    "inverse": Choice(lambda a, n, decay=None: InverseTimeDecay(a, *_or((decay, 99 / n))),
-                      ("DECAY",)),
-    "compound": Choice(
-        lambda a, n, decay=None: CompoundDecay(a, *_or((decay, 2 * math.log(100) / n**2))),
-        ("DECAY",)),
-    "exponential": Choice(
-        lambda a, n, decay=None: ExponentialDecay(a, *_or((decay, math.log(100) / n))), ("DECAY",)),
-    "step": Choice(lambda a, n, f=0.1, every=None: StepDecay(a, f, *_or((every, max(n // 3, 1)))),
-                   ("FACTOR", "EVERY")),
+    "constant": Choice(lambda a: a, {}),
+    "linear": Choice(LinearDecay, {"FINAL": lambda a, n: a / 100, "STEPS": lambda a, n: n}),
+    "cosine": Choice(CosineDecay, {"FINAL": 0.0, "STEPS": lambda a, n: n}),
+    "inverse": Choice(InverseTimeDecay, {"DECAY": lambda a, n: 99 / n}),
+    "compound": Choice(CompoundDecay, {"DECAY": lambda a, n: 2 * math.log(100) / n**2}),
+    "exponential": Choice(ExponentialDecay, {"DECAY": lambda a, n: math.log(100) / n}),
+    "step": Choice(StepDecay, {"FACTOR": 0.1, "EVERY": lambda a, n: max(n // 3, 1)}),
     "restarts": Choice(
-        lambda a, n, steps=None, f=2.0, b=0.0: WarmRestarts(
-            a, b, _or((steps, max(n / 7, 1)))[0], f),
-        ("STEPS", "FACTOR", "FINAL")),
-}  # fmt: skip
-
-STOPS = {
-    "converged": Choice(Converged, ("ATOL", "RTOL")),
-    "gradient": Choice(SmallGradient, ("ATOL",)),
-    "step": Choice(SmallStep, ("ATOL",)),
-    "patience": Choice(lambda n=10, delta=0.0: EarlyStopping(n, delta), ("EPOCHS", "MIN_DELTA")),
-    "diverged": Choice(Diverged, ("FACTOR",)),
+        WarmRestarts, {"FINAL": 0.0, "STEPS": lambda a, n: max(n / 7, 1), "FACTOR": 2.0}
+    ),
 }
 
-# make(rule, steps of the whole run, *numbers)
+STOPS = {
+    "converged": Choice(Converged, {"ATOL": 1e-4, "RTOL": 0.0}),
+    "gradient": Choice(SmallGradient, {"ATOL": 1e-6}),
+    "step": Choice(SmallStep, {"ATOL": 1e-6}),
+    "patience": Choice(EarlyStopping, {"EPOCHS": 10, "MIN_DELTA": 0.0}),
+    "diverged": Choice(Diverged, {"FACTOR": 1e3}),
+}
+
+# make(rule, number), defaults by rule and steps
 AVERAGES = {
-    "tail": Choice(
-        lambda rule, n, start=None: TailAverage(rule, *_or((start, n // 2))), ("START",)
-    ),
-    "ema": Choice(lambda rule, n, decay=0.999: EMA(rule, decay), ("DECAY",)),
-}  # fmt: skip
+    "tail": Choice(TailAverage, {"START": lambda rule, n: n // 2}),
+    "ema": Choice(EMA, {"DECAY": 0.999}),
+}
 
 
 def rule(
@@ -120,7 +111,7 @@ def rule(
     rate: Any = None
     if default is not None:
         rate = default if learning_rate is None else learning_rate
-        rate = choose("--schedule", schedule, SCHEDULES, rate, max(steps, 1))
+        rate = choose("--schedule", schedule, SCHEDULES, rate, max(steps - warmup, 1))
         rate = Warmup(rate, warmup) if warmup else rate
     made = make(rate, 0.9 if momentum is None else momentum)
     if l1:
@@ -140,20 +131,18 @@ def stop(specs: list[str]) -> Any:
 
 
 def choose(option: str, spec: str, choices: dict[str, Choice], *context: Any) -> Any:
-    """The part that a spec such as `cosine:0.001` names."""
+    """The part that a spec such as `cosine:0.001` names, made with the first of its context."""
     name, _, rest = spec.partition(":")
     if name not in choices:
         raise ValueError(f"{option} is {spec!r}, expected one of {', '.join(choices)}")
-    choice = choices[name]
+    make, defaults = choices[name]
+    texts = rest.split(",") if rest else []
     try:
-        numbers = [float(text) for text in rest.split(",")] if rest else []
+        numbers = [float(text) for text in texts]
     except ValueError:
-        numbers = []
-    if len(numbers) != len(rest.split(",")) * bool(rest) or len(numbers) > len(choice.numbers):
-        raise ValueError(f"{option} is {spec!r}, expected {name}{choice} with numbers")
-    return choice.make(*context, *numbers)
-
-
-def _or(*pairs: tuple[Any, Any]) -> list[Any]:
-    """Of each pair the first, or the second where that was left out."""
-    return [default if value is None else value for value, default in pairs]
+        numbers = None
+    if numbers is None or len(numbers) > len(defaults):
+        raise ValueError(f"{option} is {spec!r}, expected {name}{choices[name]} with numbers")
+    for default in list(defaults.values())[len(numbers) :]:
+        numbers.append(default(*context) if callable(default) else default)
+    return make(*context[:1], *numbers)

@@ -1,9 +1,9 @@
 """When a run stops, and why.
 
 A stop is a pair, `init() -> state` and `update(check, state) -> (reason, state)`. Its reason is an
-int32[]: `Reason.RUNNING` (0) to go on. It looks at a `Check`, made every so many steps by
-`run_until` or once an epoch by `fit`; smaller is better, so hand a score to maximise over negated.
-Tolerances are leaves.
+int32[]: `Reason.RUNNING` (0) to go on, any other code to stop. It looks at a `Check`, made every so
+many steps by `run_until` or once an epoch by `fit`; smaller is better, so hand a score to maximise
+over negated. Tolerances are leaves.
 """
 
 import enum
@@ -34,6 +34,11 @@ class Reason(enum.IntEnum):
     MAX_STEPS = 7
     EPOCHS = 8
     INTERRUPTED = 9
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """A code of a stop of one's own, so that the end of a run never fails on it."""
+        return cls.STOPPED if isinstance(value, int) else None
 
     def __str__(self) -> str:
         return SENTENCES[self]
@@ -73,8 +78,8 @@ class Ending(NamedTuple):
     checks: Any  # int32[]: checks made, the valid length of the trace
 
     def __str__(self) -> str:
-        if jnp.ndim(self.reason):
-            return repr(self)
+        if isinstance(self.reason, jax.core.Tracer) or jnp.ndim(self.reason):
+            return repr(self)  # traced, or of many lanes
         reason = Reason(int(self.reason))
         return f"stopped at step {int(self.step)}, check {int(self.checks)}: {reason}"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from jaxsgd import cli, plots, problems
+from jaxsgd import cli, problems
 
 
 @pytest.fixture
@@ -263,17 +263,3 @@ def test_ctrl_c_keeps_what_there_is(here):
     assert len(pandas.read_csv("o/history.csv")) >= 5
     assert (here / "o/model.npz").exists()
     assert (here / "o/learning_curve.png").exists()
-
-
-def test_the_learning_curve_draws_both_losses_and_refuses_an_empty_history():
-    history = {"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "validation_loss": [3.1, 2.5, 2.0]}
-    ax = plots.learning_curve(history, label="softmax loss")
-    assert [line.get_ydata().tolist() for line in ax.lines] == [
-        history["loss"],
-        history["validation_loss"],
-    ]
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("epoch", "softmax loss", "log")
-    negative = plots.learning_curve({"epoch": [1, 2], "loss": [0.5, -1.0]})
-    assert negative.get_yscale() == "linear"
-    with pytest.raises(ValueError, match="no epoch"):
-        plots.learning_curve({})

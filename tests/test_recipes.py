@@ -34,7 +34,7 @@ def test_every_rule_with_its_own_rate(name):
         ("exponential", 0.1, 0.001),
         ("step", 0.1, 0.0001),
         ("step:0.5,400", 0.1, 0.025),
-        ("restarts:100,1", 0.1, 0.1),
+        ("restarts:0.02,100,1", 0.1, 0.1),
     ],
 )
 def test_schedules_end_where_their_defaults_say(spec, at_start, at_end):

@@ -293,4 +293,5 @@ def test_refusals():
     with pytest.raises(ValueError, match="without a stop"):
         fit(None, monitor="loss")
     assert f"{Reason.CONVERGED}" == str(Reason.CONVERGED)
+    assert Reason(42) == Reason.STOPPED
     assert {str(reason) for reason in Reason} == set(jaxsgd.stopping.SENTENCES.values())
