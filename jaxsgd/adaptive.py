@@ -195,9 +195,9 @@ def _running(mean: jax.Array, value: jax.Array, decay: Any, name: str) -> jax.Ar
 def _scaled(grad: jax.Array, square: jax.Array, rate: jax.Array, eps: Any) -> jax.Array:
     """`-rate grad / (sqrt(square) + eps)`, where 0/0 is 0."""
     # the root of 0 has no slope: differentiating a run would make NaN of a feature never seen
-    seen = square > 0
+    seen = square != 0  # a NaN is seen
     root = jnp.where(seen, jnp.sqrt(jnp.where(seen, square, 1)), 0)
     below = root + scalar(eps, "eps").astype(square.dtype)
-    return jnp.where(
-        below > 0, -rate.astype(square.dtype) * grad / jnp.where(below > 0, below, 1), 0
+    return -rate.astype(square.dtype) * jnp.where(
+        below != 0, grad / jnp.where(below != 0, below, 1), 0
     )

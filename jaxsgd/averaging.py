@@ -17,7 +17,7 @@ class AverageState(NamedTuple):
 
     rule: PyTree
     average: PyTree
-    count: Any = None  # int32[]: steps taken, where the average needs it
+    count: Any  # int32[]: steps taken
 
 
 @part
@@ -25,7 +25,8 @@ class TailAverage:
     """The mean of the parameters after each of the steps from `start` on; before, the parameters.
 
     `average' = average + (params' - average) / (t - start + 1)`. With a constant rate, or one that
-    falls slowly, the average goes below the floor at which SGD hovers. `averaged(state)` tells it.
+    falls slowly, the average goes below the floor at which SGD hovers; the way there does not
+    belong into it, so start late. `averaged(state)` tells it; a lasso's zeros do not survive it.
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     Args:
@@ -47,12 +48,11 @@ class TailAverage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", as_rule(self.rule))
-        checks.number(self.start, "TailAverage's start")
+        checks.count(self.start, "TailAverage's start")
 
     def init(self, params: PyTree) -> AverageState:
         """The state before the first step: the average is the start."""
-        count = jnp.zeros((), jnp.int32)
-        return AverageState(self.rule.init(params), accumulate(params), count)
+        return _init(self, params)
 
     def update(
         self, grads: PyTree, state: AverageState, params: PyTree = None, **extra: Any
@@ -60,26 +60,28 @@ class TailAverage:
         """The rule's updates, and the state after them."""
         start = scalar(self.start, "TailAverage's start")
         seen = jnp.maximum(state.count - start, 0) + 1
-        updates, inner, average = _stepped(self, grads, state, params, extra, lambda _: 1 / seen)
-        return updates, AverageState(inner, average, state.count + 1)
+        return _update(self, grads, state, params, extra, lambda dtype: 1 / seen.astype(dtype))
 
 
 @part
 class EMA:
-    """The exponential moving average `average' = decay average + (1 - decay) params'`.
+    """The exponential moving average `m' = decay m + (1 - decay) params'` from m = 0, unbiased.
 
-    It starts at the initial parameters and looks back about 1 / (1 - decay) steps.
-    `averaged(state)` tells it.
+    The average is `m' / (1 - decay^(t+1))`, as in Adam: the mean of the parameters after the steps
+    0 to t, with weights that fall by `decay` a step into the past, about 1 / (1 - decay) of them. A
+    shorter run averages all of itself. `averaged(state)` tells it.
 
     Args:
       rule: a rule, or any Optax transformation; as in `TailAverage`.
-      decay: 0 to 1.
+      decay: 0 or more and below 1.
 
     >>> rule = jaxsgd.EMA(jaxsgd.SGD(0.5), decay=0.5)
     >>> params = jnp.array(1.0)
-    >>> _, state = rule.update(jnp.array(2.0), rule.init(params), params)
+    >>> state = rule.init(params)
+    >>> for params in (jnp.array(1.0), jnp.array(0.0)):
+    ...     _, state = rule.update(jnp.array(2.0), state, params)  # to 0, then to -1
     >>> float(state.average)
-    0.5
+    -0.6666667
     """
 
     rule: Any
@@ -87,34 +89,42 @@ class EMA:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", as_rule(self.rule))
-        checks.number(self.decay, "EMA's decay", 0, 1)
+        checks.number(self.decay, "EMA's decay", below=1)
 
     def init(self, params: PyTree) -> AverageState:
         """The state before the first step: the average is the start."""
-        return AverageState(self.rule.init(params), accumulate(params))
+        return _init(self, params)
 
     def update(
         self, grads: PyTree, state: AverageState, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, AverageState]:
         """The rule's updates, and the state after them."""
         decay = scalar(self.decay, "EMA's decay")
-        weight = lambda dtype: 1 - decay.astype(dtype)  # noqa: E731
-        updates, inner, average = _stepped(self, grads, state, params, extra, weight)
-        return updates, AverageState(inner, average)
+
+        def weight(dtype: Any) -> jax.Array:
+            kept = decay.astype(dtype)
+            return (1 - kept) / (1 - kept ** (state.count + 1).astype(dtype))
+
+        return _update(self, grads, state, params, extra, weight)
 
 
 def averaged(state: State) -> PyTree:
     """The averaged parameters of a run's state, in the dtypes of its parameters.
 
     Raises:
+      TypeError: no state, but a fit's result, say.
       ValueError: the run's rule keeps no average.
 
     >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2, jaxsgd.FullBatch(),
     ...                        jaxsgd.EMA(jaxsgd.SGD(0.5), decay=0.5))
     >>> state = solver.init(jnp.zeros(()), jnp.ones(1), key=jax.random.key(0))
     >>> float(jaxsgd.averaged(jaxsgd.run(solver, state, jnp.ones(1), 1)[0]))
-    0.5
+    1.0
     """
+    if not isinstance(state, State):
+        raise TypeError(
+            f"averaged was given a {type(state).__name__}, expected a State, such as result.state"
+        )
     average = find_average(state.rule)
     if average is None:
         raise ValueError(
@@ -131,14 +141,20 @@ def find_average(rule_state: PyTree) -> AverageState | None:
     return next((leaf for leaf in leaves if is_average(leaf)), None)
 
 
-def _stepped(
+def _init(wrapper: Any, params: PyTree) -> AverageState:
+    average = jax.tree.map(jnp.copy, accumulate(params))  # a buffer of its own, to be donated
+    return AverageState(wrapper.rule.init(params), average, jnp.zeros((), jnp.int32))
+
+
+def _update(
     wrapper: Any, grads: PyTree, state: AverageState, params: PyTree, extra: Any, weight: Any
-) -> tuple[PyTree, PyTree, PyTree]:
-    """The rule's updates and state, and the average moved towards the new parameters."""
+) -> tuple[PyTree, AverageState]:
+    """The rule's updates, and the average moved by a weight towards the new parameters."""
     if params is None:
         name = type(wrapper).__name__
         raise ValueError(f"{name}.update was given no params, expected the parameters")
     updates, inner = wrapper.rule.update(grads, state.rule, params, **extra)
     after = accumulate(optax.apply_updates(params, updates))  # as the solver will, rounded alike
     move = lambda average, x: average + weight(x.dtype) * (x - average)  # noqa: E731
-    return updates, inner, jax.tree.map(move, state.average, after)
+    average = jax.tree.map(move, state.average, after)
+    return updates, AverageState(inner, average, state.count + 1)

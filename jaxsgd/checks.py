@@ -44,9 +44,20 @@ def number(
         raise TypeError(f"{name} is {value!r}, expected a real number")
     host = host.astype(np.float64)
     if not np.all((host >= least) & (host <= most) & (host < below)):
-        bound = f"at least {least:g}" if most == np.inf else f"{least:g} to {most:g}"
+        bound = f"at least {least:g} and finite" if most == np.inf else f"{least:g} to {most:g}"
         bound += "" if below == np.inf else f" and below {below:g}"
         raise ValueError(f"{name} is {value}, expected {bound}")
+
+
+def count(value: Any, name: str, least: int = 0) -> None:
+    """Refuse what is no whole number of steps (or array of them) from `least` on, in 32 bits."""
+    number(value, name, least)
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        return
+    if not isinstance(value, jax.core.Tracer):
+        host = np.asarray(jax.device_get(value), np.float64)
+        if np.any(host % 1) or np.any(host > MAX_SIZE):
+            raise ValueError(f"{name} is {value}, expected a whole number of at most {MAX_SIZE}")
 
 
 def rows(data: PyTree, name: str = "data") -> int:

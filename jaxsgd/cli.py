@@ -70,10 +70,12 @@ def _fit(args: argparse.Namespace) -> int:
     metrics = {"accuracy": Accuracy(task)} if loss in CLASSIFIERS else {}
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     out = Path(args.out or f"jaxsgd-{name}")
-    out.mkdir(parents=True, exist_ok=True)
     sampler = _sampler(args, len(rows.train[0]))
     steps = args.epochs * for_rows(sampler, len(rows.train[0])).steps_per_epoch
-    rule = _rule(args, steps)
+    rule, stop = _rule(args, steps), recipes.stop(args.stop)
+    if args.l1 and any(spec.startswith("gradient") for spec in args.stop):
+        raise ValueError("--stop gradient does not come with --l1, which has none: --stop step")
+    out.mkdir(parents=True, exist_ok=True)
     result = fit(
         task,
         task.model.init(init_key),
@@ -85,7 +87,7 @@ def _fit(args: argparse.Namespace) -> int:
         penalty=L2(args.l2, mask=weights_only),
         validation=rows.held_out,
         metrics=metrics,
-        stop=recipes.stop(args.stop),
+        stop=stop,
     )
     label = f"{loss.replace('_', ' ')} loss" + " (standardised target)" * (rows.classes is None)
     files = _write(out, result, rows, args.model, loss, label, f"{name}, {args.model}, {args.rule}")
@@ -270,7 +272,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"before the last epoch, may be repeated: {told}",
     )
     add("--average", help=f"of the parameters: {_listed(recipes.AVERAGES)}")
-    add("--l1", type=float, default=0.0, help="of l1 |weights|, exact zeros; default: 0")
+    add(
+        "--l1",
+        type=float,
+        default=0.0,
+        help="of l1 |weights|, exact zeros if not averaged; default: 0",
+    )
     add("--l2", type=float, default=1e-3, help="of l2/2 |weights|^2; default: 0.001")
     add("--seed", type=_seed, default=0, help="of split, start and order; default: 0")
     add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")

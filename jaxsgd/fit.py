@@ -24,7 +24,7 @@ from jaxsgd.pairs import Batch, Info, PyTree, State, as_arguments, is_finite, se
 from jaxsgd.rules import SGD
 from jaxsgd.samplers import Shuffled
 from jaxsgd.solver import Solver
-from jaxsgd.stopping import Check, Reason, as_stop
+from jaxsgd.stopping import Check, Reason, as_reason, as_stop
 
 
 class Result(NamedTuple):
@@ -87,15 +87,16 @@ def fit(
         `validation`, or on `data` where there is none; of `(params, row, carry)` for a `stateful`
         loss.
       stop: when to stop before the last epoch, such as `EarlyStopping(5)`; it looks once an epoch.
-      monitor: what it watches, an entry of the history; by default `validation_loss`, or `loss`
-        where there is no validation.
+      monitor: what it watches, an entry of the history, the smaller the better; with a minus before
+        the name, the larger: `"-validation_accuracy"`. By default `validation_loss`, or `loss` (the
+        penalty is in neither) where there is none.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       progress: a progress bar with the loss and rows per second (needs tqdm).
 
     Returns:
       `Result(params, last, state, history, reason)`, and `message`, a line that says why it ended.
-      `params` are those of the epoch with the least monitored value where a stop watches
-      validation, and those of the last epoch otherwise; the averages, of a rule that keeps them
+      `params` are those of the best epoch where a stop watches an entry of the validation, and
+      those of the last epoch otherwise; the averages, of a rule that keeps them
       (validation and metrics are theirs too). History: `epoch` and `step` (counted from 1: so many
       are done), `loss` (the mean over the epoch's rows, each before the update it was part of),
       `seconds` of the epoch's training (the first one's include compilation), and
@@ -138,6 +139,8 @@ def fit(
     monitor = _monitor(stop, monitor, [*(f"{prefix}{name}" for name in metrics), "loss"])
     watch = None if stop is None else as_arguments(as_stop(stop))
     memory = None if watch is None else watch.init()
+    sign, monitor = (-1, monitor[1:]) if monitor.startswith("-") else (1, monitor)
+    is_held_out = validation is not None and monitor.startswith("validation_")
     best, best_value = None, np.inf
 
     records: list[dict[str, float]] = []
@@ -165,8 +168,8 @@ def fit(
                 reason = Reason.DIVERGED
                 break
             if watch is not None:
-                value = record[monitor]
-                if validation is not None and value < best_value:
+                value = sign * record[monitor]
+                if is_held_out and value < best_value:
                     best, best_value = jax.tree.map(jnp.copy, _params(state)), value
                 check = Check(*map(np.asarray, (record["step"], value, *told.norms)))
                 code, memory = _look(watch, *as_arguments((check, memory)))
@@ -197,14 +200,18 @@ def _monitor(stop: Any, monitor: str | None, names: list[str]) -> str:
         return loss[0]
     if stop is None:
         raise ValueError(f"monitor={monitor!r} was given without a stop, expected stop= as well")
-    if monitor not in names:
+    if not isinstance(monitor, str):
+        kind = type(monitor).__name__
+        raise TypeError(f"monitor is of type {kind}, expected a name: one of {', '.join(names)}")
+    if monitor.removeprefix("-") not in names:
         raise ValueError(f"monitor is {monitor!r}, expected one of {', '.join(names)}")
     return monitor
 
 
 @jax.jit
 def _look(stop: Any, check: Check, memory: PyTree) -> tuple[jax.Array, PyTree]:
-    return stop.update(check, memory)
+    told, memory = stop.update(check, memory)
+    return as_reason(told), memory
 
 
 class _Told(NamedTuple):
@@ -253,6 +260,10 @@ def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]
         return named
     loss = solver.gradient.loss if isinstance(solver.gradient, Minibatch) else None
     if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
+        if "loss" in named:
+            raise ValueError(
+                "metrics names 'loss', which is that of the run on the validation rows"
+            )
         return {"loss": loss} | named
     if not named:
         raise ValueError(

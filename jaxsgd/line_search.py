@@ -25,12 +25,14 @@ class LineSearch:
     On a quadratic that is exact, `a = g.g / g.Hg`, with one Hessian-vector product (Cauchy 1847).
     Elsewhere this a is the first guess of Optax's zoom search, which goes on until the slope along
     the line has fallen to `slope` of what it was, and the loss with it (the strong Wolfe
-    conditions; Nocedal and Wright, "Numerical Optimization", 2006, chapter 3).
+    conditions; Nocedal and Wright, "Numerical Optimization", 2006, chapter 3). Where no rate is
+    found that lowers the loss, it stays, at a rate of 0.
 
     f is the loss and penalty of the step's batch: with `FullBatch` the full objective. Of a small
-    batch it is the minimiser of that batch alone, and the run hovers. The gradient must be that of
-    a twice differentiable loss. Other searches: `optax.scale_by_backtracking_linesearch` and
-    `optax.scale_by_zoom_linesearch` after `optax.sgd(1.0)` in `optax.chain`.
+    batch it is the minimiser of that batch alone, and the run hovers. The loss must be twice
+    differentiable. A run can be differentiated in forward mode (`jax.jacfwd`), not in reverse.
+    Other searches: `optax.scale_by_backtracking_linesearch` and `optax.scale_by_zoom_linesearch`
+    after `optax.sgd(1.0)` in `optax.chain`.
 
     Args:
       slope: where the search ends, as a part of the slope at the start, 0 to 1; a leaf.
@@ -80,7 +82,12 @@ class LineSearch:
         grads, params = accumulate(grads), accumulate(params)
         _, bent = jax.jvp(jax.grad(value_fn), (params,), (grads,))
         square, bend = optax.tree.vdot(grads, grads), optax.tree.vdot(grads, bent)
-        guess = jnp.where(bend > 0, square / jnp.where(bend > 0, bend, 1), 1)
+        guess = square / jnp.where(bend > 0, bend, 1)
+        # a far guess, from hardly any curvature, is tried before the search relies on it
+        ahead = value_fn(jax.tree.map(lambda p, g: p - guess.astype(g.dtype) * g, params, grads))
+        slack = 4 * jnp.finfo(guess.dtype).eps * jnp.abs(value)
+        is_good = (bend > 0) & (ahead <= value - 1e-4 * guess * square + slack)
+        guess = jnp.where(is_good, guess, 1)
         search = optax.scale_by_zoom_linesearch(
             self.max_steps,
             curv_rtol=scalar(self.slope, "slope").astype(guess.dtype),
@@ -90,5 +97,7 @@ class LineSearch:
         updates, found = search.update(
             step, search.init(params), params, value=value, grad=grads, value_fn=value_fn
         )
-        rate = (guess * found.learning_rate).astype(state.learning_rate.dtype)
-        return updates, LineSearchState(rate)
+        is_lower = found.value <= value + slack  # or the search failed, and nothing is moved
+        updates = jax.tree.map(lambda u: jnp.where(is_lower, u, 0), updates)
+        rate = jnp.where(is_lower, guess * found.learning_rate, 0)
+        return updates, LineSearchState(rate.astype(state.learning_rate.dtype))

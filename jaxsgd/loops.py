@@ -11,7 +11,7 @@ from jax import lax
 from jaxsgd import checks
 from jaxsgd.pairs import Info, PyTree, State, as_arguments, as_callable, select, strong
 from jaxsgd.solver import Solver
-from jaxsgd.stopping import Check, Ending, Reason, as_stop
+from jaxsgd.stopping import Check, Ending, Reason, as_reason, as_stop
 
 
 def run(
@@ -134,7 +134,7 @@ def run_until(
         the batches since the last check, each before its update.
 
     Returns:
-      The state; the checks, padded to `max_steps // every` with steps of -1 and NaN; and
+      The state; the checks, padded to `max_steps // every` with steps of -1 and infinity; and
       `Ending(reason, step, checks)`.
 
     Raises:
@@ -194,14 +194,14 @@ def _run_until(
         value = total / every if monitor is None else _scalar(monitor, ahead[0])
         check = Check(ahead[0].step, value.astype(zero.dtype), *norms)
         told, stop_state = stop.update(check, watch.stop)
-        reason = jnp.where(fine, told, int(Reason.DIVERGED))
+        reason = jnp.where(fine, as_reason(told), int(Reason.DIVERGED))
         checks = watch.checks + 1
         is_last = (reason == Reason.RUNNING) & (checks == windows)
         reason = jnp.where(is_last, int(Reason.MAX_STEPS), reason).astype(jnp.int32)
         trace = jax.tree.map(lambda t, x: t.at[watch.checks].set(x), watch.trace, check)
         return _Watch(ahead, stop_state, trace, checks, reason)
 
-    padding = Check(jnp.int32(-1), *[zero * jnp.nan] * 3)
+    padding = Check(jnp.int32(-1), *[zero + jnp.inf] * 3)  # a NaN would trip jax_debug_nans
     trace = jax.tree.map(lambda x: jnp.full(windows, x), padding)
     none = jnp.zeros((), jnp.int32)
     watch = _Watch(ahead, jax.tree.map(strong, stop.init()), trace, none, none)
@@ -247,7 +247,14 @@ def _check_rule(solver: Solver, state: State) -> None:
     structures: list[Any] = [jax.tree.structure(expected), jax.tree.structure(state.rule)]
     if structures[0] != structures[1]:
         raise ValueError(
-            f"the state was made for another rule: its rule state is {type(state.rule).__name__}, "
-            f"but {solver.rule!r} expects {type(expected).__name__}; make one with solver.init, or "
-            "go on with state._replace(rule=solver.rule.init(state.params))"
+            f"the state was made for another rule: its rule state is {_named(state.rule)}, but a "
+            f"{type(solver.rule).__name__} like this expects {_named(expected)}; make one with "
+            "solver.init, or go on with state._replace(rule=solver.rule.init(state.params)), whose "
+            "schedules start at step 0"
         )
+
+
+def _named(state: PyTree) -> str:
+    """A rule's state by its type, and the fields it leaves out."""
+    names = [n for n in getattr(state, "_fields", ()) if getattr(state, n) is None]
+    return type(state).__name__ + (f" without {', '.join(names)}" if names else "")

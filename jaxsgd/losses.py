@@ -238,6 +238,8 @@ def _call(loss: Any, args: tuple[Any, ...], key: Any, carry: PyTree) -> tuple[An
 
 
 def _float(values: Any, loss: Any) -> jax.Array:
+    if values is None:
+        raise TypeError(f"the loss {loss.fn!r} returned None, expected a number: has it a return?")
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"the loss {loss.fn!r} returned {values.dtype}, expected floats")

@@ -123,7 +123,10 @@ class MLP:
 
 
 def weights_only(params: PyTree) -> PyTree:
-    """A penalty's mask that leaves out the biases: `L2(1e-3, mask=weights_only)`.
+    """A penalty's mask that leaves out what is named `bias`: `L2(1e-3, mask=weights_only)`.
+
+    By the last name in the tree, as `Linear` and `MLP` have it; for other names, or for tuples,
+    write a mask of your own.
 
     >>> jaxsgd.weights_only({"weight": jnp.ones(2), "bias": jnp.ones(())})
     {'bias': False, 'weight': True}

@@ -148,7 +148,7 @@ class Info(NamedTuple):
     step: Any = None  # int32[]: 0 is the first step
     loss: Any = None  # float[]: of the batch, before the update, without the penalty
     penalty: Any = None  # float[]: of the parameters before the update; 0 without a penalty
-    grad_norm: Any = None  # float[]: Euclidean norm of the gradient of loss + penalty
+    grad_norm: Any = None  # float[]: Euclidean norm of the gradient of loss + solver's penalty
     update_norm: Any = None  # float[]: Euclidean norm of the updates that the rule returned
     aux: Any = None  # what the loss returned beside itself, averaged with the weights
     learning_rate: Any = None  # float[]: the rate of this step; None where the rule tells none

@@ -54,7 +54,7 @@ class L2:
     def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
         """The proximal step, in the dtypes of params."""
         return _each(
-            self, params, lambda x: x / (1 + rate.astype(x.dtype) * _at(self, "strength", x))
+            self, params, lambda x: x / (1 + jnp.asarray(rate, x.dtype) * _at(self, "strength", x))
         )
 
 
@@ -127,7 +127,7 @@ class ElasticNet:
 
 
 def _shrunk(x: jax.Array, rate: jax.Array, strength: jax.Array) -> jax.Array:
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - rate.astype(x.dtype) * strength, 0)
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - jnp.asarray(rate, x.dtype) * strength, 0)
 
 
 def _check(penalty: Any, *names: str) -> None:

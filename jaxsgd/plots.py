@@ -27,6 +27,9 @@ def learning_curve(history: Mapping[str, Any], ax: Any = None, *, label: str = "
     >>> ax.get_xlabel()
     'epoch'
     """
+    if not isinstance(history, Mapping):
+        kind = type(history).__name__
+        raise TypeError(f"history is of type {kind}, expected a dict, such as result.history")
     if not len(history.get("epoch", ())):
         raise ValueError("the history holds no epoch, expected at least one to draw")
     ax = _axes() if ax is None else ax
@@ -35,8 +38,7 @@ def learning_curve(history: Mapping[str, Any], ax: Any = None, *, label: str = "
         lines["held out (after the epoch)"] = history["validation_loss"]
     for name, values in lines.items():
         ax.plot(epoch, values, label=name, marker="o" if len(epoch) < 15 else None)
-    if all(np.all(np.asarray(v) > 0) for v in lines.values()):
-        ax.set_yscale("log")
+    _scale(ax, [np.asarray(values, float) for values in lines.values()])
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=label, title="Learning curve")
     ax.grid(alpha=0.3)
@@ -74,23 +76,20 @@ def learning_curves(
     if not curves:
         raise ValueError("curves holds no run, expected at least one to draw")
     ax = _axes() if ax is None else ax
-    starts, values = [], []
+    middles = []
     for name, curve in curves.items():
         lanes = np.atleast_2d(np.asarray(curve, float))
         at = x[name] if isinstance(x, Mapping) else x
         at = np.arange(1, lanes.shape[1] + 1) if at is None else np.asarray(at)
+        if lanes.ndim != 2:
+            raise ValueError(f"{name} has shape {lanes.shape}, expected [T] or [lanes, T]")
         lanes = np.where(np.isfinite(lanes), lanes, np.inf)
         low, middle, high = np.quantile(lanes, [0.1, 0.5, 0.9], axis=0, method="nearest")
         (line,) = ax.plot(at, np.where(np.isfinite(middle), middle, np.nan), label=name)
         if len(lanes) > 1:
             ax.fill_between(at, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-        starts.append(middle[0])
-        values.append(middle[np.isfinite(middle)])
-    flat = np.concatenate(values)
-    if flat.min() > 0:
-        ax.set_yscale("log")
-    if flat.max() > 10 * max(starts) > 0:
-        ax.set_ylim(top=10 * max(starts))
+        middles.append(middle)
+    _scale(ax, middles)
     ax.set(xlabel=xlabel, ylabel=label)
     ax.grid(alpha=0.3)
     ax.legend()
@@ -249,6 +248,19 @@ def _axes() -> Any:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'jaxsgd[plots]'") from error
     return Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
+
+
+def _scale(ax: Any, curves: list[np.ndarray]) -> None:
+    """A logarithmic axis where all is positive, cut where only diverging runs go."""
+    finite = [curve[np.isfinite(curve)] for curve in curves]
+    flat = np.concatenate(finite)
+    if not flat.size:
+        raise ValueError("the curves hold no finite value, expected at least one to draw")
+    if flat.min() > 0:
+        ax.set_yscale("log")
+    top = 10 * max(curve[0] for curve in finite if curve.size)
+    if flat.max() > top > 0:
+        ax.set_ylim(top=top)
 
 
 def _colours(ranks: np.ndarray) -> np.ndarray:

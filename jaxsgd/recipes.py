@@ -77,8 +77,8 @@ STOPS = {
 
 # make(rule, number), defaults by rule and steps
 AVERAGES = {
-    "tail": Choice(TailAverage, {"START": lambda rule, n: n // 2}),
-    "ema": Choice(EMA, {"DECAY": 0.999}),
+    "tail": Choice(TailAverage, {"START_STEP": lambda rule, n: n // 2}),
+    "ema": Choice(EMA, {"DECAY": lambda rule, n: max(1 - 10 / max(n, 1), 0)}),  # over a tenth
 }
 
 

@@ -44,7 +44,7 @@ class Reason(enum.IntEnum):
         return SENTENCES[self]
 
     def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
+        return format(int(self) if spec.endswith("d") else str(self), spec)
 
 
 SENTENCES = {
@@ -139,9 +139,11 @@ class Converged:
 
 @part
 class SmallGradient:
-    """The last step's gradient is small: `|grads| <= atol`, Euclidean, penalty included.
+    """The last step's gradient is small: `|grads| <= atol`, Euclidean.
 
-    With `FullBatch` the gradient of the objective; of a minibatch it has the noise of its rows.
+    Of the loss and the solver's penalty: with `FullBatch` the gradient of the objective; of a
+    minibatch it has the noise of its rows. A penalty in `Proximal` has none, and that of the loss
+    alone does not vanish there: use `SmallStep`.
 
     >>> reason, _ = jaxsgd.SmallGradient(0.1).update(jaxsgd.Check(0, 1.0, 0.05, 1.0), ())
     >>> int(reason) == jaxsgd.Reason.SMALL_GRADIENT
@@ -219,7 +221,7 @@ class EarlyStopping:
     min_delta: Any = number(default=0.0)
 
     def __post_init__(self) -> None:
-        checks.number(self.patience, "EarlyStopping's patience", 1)
+        checks.count(self.patience, "EarlyStopping's patience", 1)
         checks.number(self.min_delta, "EarlyStopping's min_delta")
 
     def init(self) -> EarlyStoppingState:
@@ -308,15 +310,27 @@ class AnyOf:
         told = [stop.update(check, inner) for stop, inner in zip(self.stops, state, strict=True)]
         reason = jnp.zeros((), jnp.int32)
         for other, _ in told:
-            reason = jnp.where(reason == Reason.RUNNING, other, reason).astype(jnp.int32)
+            reason = jnp.where(reason == Reason.RUNNING, as_reason(other), reason)
         return reason, tuple(inner for _, inner in told)
 
 
 def as_stop(stop: Any) -> Stop:
     """A stop as it is; anything else is refused."""
     if isinstance(stop, type) or not (hasattr(stop, "init") and hasattr(stop, "update")):
-        raise TypeError(f"stop is {stop!r}, expected one such as jaxsgd.Converged(1e-4)")
+        raise TypeError(
+            f"stop is {stop!r}, expected one such as jaxsgd.Converged(1e-4), or AnyOf(a, b) of two"
+        )
+    if jax.tree_util.all_leaves([stop]):
+        raise TypeError(f"stop is {stop!r}, whose class is no pytree: decorate it with jaxsgd.part")
     return stop
+
+
+def as_reason(told: Any) -> jax.Array:
+    """A stop's reason as an int32[]; True is a stop of one's own."""
+    told = jnp.asarray(told)
+    if told.dtype == bool:
+        told = jnp.where(told, int(Reason.STOPPED), int(Reason.RUNNING))
+    return told.astype(jnp.int32)
 
 
 def _float() -> Any:

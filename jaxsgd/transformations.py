@@ -194,16 +194,19 @@ def as_rule(rule: Any) -> Rule:
 def rate_used(rule: Any, before: PyTree, after: PyTree) -> jax.Array | None:
     """The rate of a step by the rule's states before and after it, or None where nothing tells it.
 
-    Optax's is told by `inject_hyperparams`, by a line search, and by `FromOptax` of a
-    `learning_rate`; a ready-made transformation keeps it in a closure.
+    Optax's is told by `inject_hyperparams`, by a line search, and by `FromOptax` of one of Optax's
+    factories with a `learning_rate`; a ready-made transformation keeps it in a closure.
     """
-    while hasattr(rule, "rule"):  # a rule around another
+    while hasattr(rule, "rule") and hasattr(before, "rule"):  # a rule around another
         rule, before, after = rule.rule, before.rule, after.rule
     told = [leaf for leaf in jax.tree.leaves(after, is_leaf=_tells_rate) if _tells_rate(leaf)]
     if told:
         hyperparams = getattr(told[-1], "hyperparams", None)
         return hyperparams["learning_rate"] if hyperparams else told[-1].learning_rate
     if isinstance(rule, FromOptax):
+        factory = getattr(rule.factory, "func", rule.factory)  # Optax's own may be partials
+        if not getattr(factory, "__module__", "").startswith("optax."):
+            return None  # a factory of one's own may scale what it is given
         rate = (rule.numbers | rule.options).get("learning_rate")
         is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
         leaves = jax.tree.leaves(before, is_leaf=is_count)

@@ -32,11 +32,29 @@ def test_the_tail_average_is_the_mean_of_the_parameters_from_a_step_on(start):
     np.testing.assert_allclose(average, expected, rtol=1e-5)
 
 
-def test_the_moving_average_is_its_recursion_from_the_start():
-    last, iterates, average, _ = path(jaxsgd.EMA(jaxsgd.SGD(RATE), 0.9))
-    for x, told in zip(iterates, average, strict=True):
-        last = 0.9 * last + 0.1 * x
-        np.testing.assert_allclose(told, last, rtol=1e-5)
+def test_the_moving_average_is_its_recursion_without_the_bias_of_its_start():
+    _, iterates, average, _ = path(jaxsgd.EMA(jaxsgd.SGD(RATE), 0.9))
+    mean = np.zeros(3)
+    for t, (x, told) in enumerate(zip(iterates, average, strict=True)):
+        mean = 0.9 * mean + 0.1 * x
+        np.testing.assert_allclose(told, mean / (1 - 0.9 ** (t + 1)), rtol=1e-5)
+
+
+def test_float32_parameters_in_x64_mode_and_the_outermost_average():
+    with jax.enable_x64(True):
+        inner = jaxsgd.TailAverage(jaxsgd.SGD(RATE), 2)
+        _, iterates, average, state = path(jaxsgd.EMA(inner, 0.5), steps=4)
+        assert average.dtype == np.float32
+        assert {x.dtype for x in jax.tree.leaves(state.rule.average)} == {np.dtype(np.float32)}
+    weights = 0.5 ** np.arange(4)[::-1]
+    np.testing.assert_allclose(average[-1], weights @ iterates / weights.sum(), rtol=1e-5)
+
+
+def test_an_initial_average_has_a_buffer_of_its_own():
+    params = jnp.ones(3)
+    for rule in (jaxsgd.EMA(jaxsgd.SGD(RATE)), jaxsgd.TailAverage(jaxsgd.SGD(RATE))):
+        average = rule.init(params).average
+        assert average.unsafe_buffer_pointer() != params.unsafe_buffer_pointer()
 
 
 def test_the_run_itself_is_unchanged_whatever_the_rule_inside():
@@ -66,7 +84,13 @@ def test_refusals():
         jaxsgd.averaged(state)
     with pytest.raises(TypeError, match="rule is 0.1"):
         jaxsgd.EMA(0.1)
-    with pytest.raises(ValueError, match="EMA's decay is 1.5, expected 0 to 1"):
+    with pytest.raises(ValueError, match="TailAverage's start is 0.5, expected a whole number"):
+        jaxsgd.TailAverage(jaxsgd.SGD(0.1), 0.5)
+    with pytest.raises(TypeError, match="averaged was given a dict, expected a State"):
+        jaxsgd.averaged({})
+    with pytest.raises(
+        ValueError, match="EMA's decay is 1.5, expected at least 0 and finite and below 1"
+    ):
         jaxsgd.EMA(jaxsgd.SGD(0.1), 1.5)
     rule = jaxsgd.TailAverage(jaxsgd.SGD(0.1))
     with pytest.raises(ValueError, match="TailAverage.update was given no params"):

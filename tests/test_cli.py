@@ -172,6 +172,8 @@ def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
         ),
         ("fit t.csv --target y --rule line-search --learning-rate 1", "finds its own rates"),
         ("fit t.csv --target y --rule line-search --batch-size 2", "takes all rows a step"),
+        ("fit t.csv --target y --l1 1 --stop gradient", "--stop gradient does not come with --l1"),
+        ("fit t.csv --target y --average tail:0.5", "expected a whole number"),
         ("fit t.csv --target y --l1 -1", "L1's strength is -1.0, expected at least 0"),
         ("fit t.csv --target y --warmup -1", "Warmup's steps is -1, expected at least 0"),
         ("fit t.csv --target y --learning-rate -1", "learning_rate is -1.0, expected at least 0"),

@@ -52,6 +52,25 @@ def test_elsewhere_the_loss_falls_and_the_slope_along_the_line_is_nearly_gone():
         before = after
 
 
+def saturated(theta, y):
+    return jnp.logaddexp(0.0, -y * theta)
+
+
+@pytest.mark.parametrize("at", [30.0, 43.0, 80.0])
+def test_where_there_is_hardly_any_curvature_the_objective_does_not_rise(at):
+    """The quadratic along the line has its minimum far off there."""
+    y = jnp.array([1.0] * 7 + [-1.0] * 3)
+    solver = jaxsgd.Solver(saturated, jaxsgd.FullBatch(), jaxsgd.LineSearch())
+    state = solver.init(jnp.float32(at), y, key=jax.random.key(0))
+    state, loss = jaxsgd.run(solver, state, y, 12, loss_of)
+    assert (np.diff(loss) <= 1e-5 * np.abs(loss[:-1])).all()
+    np.testing.assert_allclose(state.params, np.log(7 / 3), rtol=1e-3)
+
+
+def loss_of(state, info):
+    return info.loss
+
+
 def test_at_a_minimum_it_stays_and_says_what_it_needs():
     rule = jaxsgd.LineSearch()
     zero = jnp.zeros(2)

@@ -121,6 +121,8 @@ def test_l1_and_the_elastic_net_are_their_sums():
     assert slope["weight"].tolist() == [0.5, -0.5, 0.0]  # the subgradient at 0 is 0
     for penalty in (jaxsgd.L1(0.5), jaxsgd.ElasticNet(0.5, 0.1)):
         assert penalty(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    net = jaxsgd.ElasticNet(0.5, 1.0, mask=only).prox(params, 1.0)  # a Python rate does too
+    assert (float(net["bias"]), net["weight"].tolist()) == (2.0, [0.25, -1.25, 0.0])
     with pytest.raises(ValueError, match="ElasticNet's l2 is -1, expected at least 0"):
         jaxsgd.ElasticNet(0.1, -1)
 

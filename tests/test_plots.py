@@ -22,6 +22,15 @@ def test_the_learning_curve_draws_both_losses_and_refuses_an_empty_history():
         plots.learning_curve({})
 
 
+def test_a_run_that_diverged_can_be_seen():
+    ax = plots.learning_curve({"epoch": [1, 2, 3], "loss": [1.0, 1e5, np.inf]})
+    assert (ax.get_yscale(), ax.get_ylim()[1]) == ("log", 10)
+    with pytest.raises(TypeError, match="expected a dict, such as result.history"):
+        plots.learning_curve([1, 2])
+    with pytest.raises(ValueError, match="no finite value"):
+        plots.learning_curves({"a": [np.nan]})
+
+
 def test_learning_curves_draw_lanes_as_a_band_and_cut_what_diverges():
     lanes = np.exp(-np.arange(5.0)) * np.array([[1.0], [2.0], [3.0]])
     diverging = np.array([2.0, 40.0, 4e9, np.inf, np.nan])

@@ -51,7 +51,9 @@ def test_parts_are_nested_in_order():
     assert isinstance(made.rule, jaxsgd.Proximal)
     assert made.rule.rule.momentum == 0.5
     assert made.rule.rule.learning_rate.steps == 7
+    assert made.rule.penalty.mask is jaxsgd.weights_only
     assert rule(average="tail").start == 500
+    assert rule(average="ema").decay == pytest.approx(0.99)
     assert recipes.stop([]) is None
     assert recipes.stop(["gradient:0.5"]).atol == 0.5
     both = recipes.stop(["patience:3,0.1", "diverged"])

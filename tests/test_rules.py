@@ -139,8 +139,8 @@ def test_optaxs_rules_train_through_the_solver_and_other_numbers_compile_nothing
     assert other != after
     if name == "lbfgs":
         assert (told > 0).all()  # the search's own
-    elif name == "polyak_sgd":
-        assert told is None  # Optax keeps it to itself
+    elif name in ("polyak_sgd", "own factory"):
+        assert told is None  # Optax keeps it to itself; one's own may scale it
     else:
         np.testing.assert_allclose(told[0], rate, rtol=1e-6)
 

@@ -132,6 +132,13 @@ def test_optaxs_schedules_work_as_they_are_and_coincide():
     np.testing.assert_allclose(final[0][1][0], 0.4)  # step 0 is the first
 
 
+def test_restarts_of_one_length_are_exact_for_long_runs():
+    steps = jnp.array([4_999_999, 5_000_000, 15_999_999, 16_000_000])
+    np.testing.assert_allclose(
+        jax.vmap(WarmRestarts(1.0, 0.0, 1000))(steps), [0.0, 1.0, 0.0, 1.0], atol=1e-4
+    )
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="LinearDecay's initial is -1, expected at least 0"):
         LinearDecay(-1, 0, 10)
@@ -141,6 +148,15 @@ def test_refusals():
         WarmRestarts(1, 0, 10, 0.5)
     with pytest.raises(ValueError, match="InverseTimeDecay's decay is -0.1"):
         InverseTimeDecay(0.1, -0.1)
+    with pytest.raises(
+        ValueError, match="Warmup's steps is 3000000000, expected a whole number of at most"
+    ):
+        Warmup(0.1, 3_000_000_000)
+    with pytest.raises(TypeError, match="learning_rate is None, expected a number"):
+        jaxsgd.SGD(None).update(jnp.ones(2), jaxsgd.SGD(None).init(jnp.ones(2)))
+    plain = jaxsgd.SGD(0.1).init(jnp.ones(2))
+    with pytest.raises(ValueError, match="the rule's state counts no steps"):
+        jaxsgd.SGD(StepDecay(0.1, 0.5, 3)).update(jnp.ones(2), plain)
     with pytest.raises(TypeError, match="Warmup's schedule is 'cosine'"):
         Warmup("cosine", 3)
     with pytest.raises(

@@ -46,6 +46,7 @@ ON_MONITORS = [
     (Converged(0.0), [5.0, 5.0, 4.0], [0, CONVERGED, 0]),
     (Converged(0.5), [-10.0, -12.0, -12.4], [0, 0, CONVERGED]),  # negative objectives
     (Converged(0.0, rtol=0.1), [-10.0, -12.0, -13.0], [0, 0, CONVERGED]),
+    (Converged(0.0, rtol=0.1), [1.0, 1.105, 1.0], [0, 0, CONVERGED]),  # of the last, not the new
     (Converged(0.0, rtol=0.1), [INF, 10.0, 9.5], [0, 0, CONVERGED]),
     (Converged(1.0), [NAN, NAN, NAN], [0, 0, 0]),
     # the patience-th check in a row without improvement; the first one is an improvement
@@ -118,7 +119,7 @@ def test_a_run_until_is_the_run_of_as_many_steps():
         np.testing.assert_allclose(trace.grad_norm[:n], info.grad_norm[4::5][:n], rtol=1e-4)
         np.testing.assert_allclose(trace.update_norm[:n], info.update_norm[4::5][:n], rtol=1e-4)
         assert trace.step.tolist() == [5 * (i + 1) if i < n else -1 for i in range(12)]
-        assert np.isnan(trace.monitor[n:]).all()
+        assert np.isinf(trace.monitor[n:]).all()
     chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5)
     again, _ = jaxsgd.run(SOLVER, until(At(7))[0], DATA, 25)
     chex.assert_trees_all_close(again.params, whole.params, rtol=1e-5)
@@ -160,6 +161,38 @@ def test_what_is_watched_may_be_the_exact_objective_or_held_out_rows():
 def explode(params, row):
     """Finite until |theta| passes a bound that the rate decides; then the gradient is not."""
     return jnp.sqrt(1e6 - params["weight"][0] ** 2) + 0 * table.loss(params, row)
+
+
+def line(theta, y):
+    return theta["x"] * y + 0 * theta["y"]
+
+
+def root(theta, y):  # finite where its slope is not
+    return theta["x"] ** 2 * y + jnp.sqrt(jnp.abs(theta["y"]))
+
+
+def hole(theta, y):  # not finite where its slope is
+    return theta["x"] ** 2 * y + jax.lax.stop_gradient(jnp.where(theta["x"] < 0.7, jnp.nan, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "rule", "steps"),
+    [(line, jaxsgd.SGD(3e38), 1), (root, jaxsgd.Adam(0.1), 0), (hole, jaxsgd.SGD(0.1), 2)],
+    ids=["parameters", "gradient", "loss"],
+)
+def test_loss_gradient_and_parameters_are_each_looked_at(loss, rule, steps):
+    """Of `line` only the second step's parameters overflow."""
+    start = {"x": jnp.float32(1.0), "y": jnp.float32(0.0)}
+    solver = jaxsgd.Solver(loss, jaxsgd.FullBatch(), rule)
+    y = jnp.ones(2)
+    state = solver.init(start, y, key=jax.random.key(0))
+    state, _, ending = jaxsgd.run_until(solver, state, y, Converged(), max_steps=6, every=3)
+    assert (int(ending.reason), int(ending.step)) == (DIVERGED, steps)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    # it wins over a stop's own reason
+    state = solver.init(start, y, key=jax.random.key(0))
+    _, _, ending = jaxsgd.run_until(solver, state, y, At(1), max_steps=6, every=3)
+    assert int(ending.reason) == DIVERGED
 
 
 @pytest.mark.parametrize("every", [1, 5])
@@ -247,6 +280,30 @@ def test_fit_stops_by_the_same_rules_and_keeps_the_best_parameters_of_validation
     chex.assert_trees_all_equal(whole.params, whole.last)
 
 
+def test_fit_watches_a_score_by_its_negative_and_keeps_the_best_of_validation_alone():
+    score = {"score": lambda params, row: -jnp.abs(table.residual(params, row))}
+    result = fit(EarlyStopping(3), validation=DATA, metrics=score, monitor="-validation_score")
+    assert result.reason != Reason.NO_IMPROVEMENT or len(result.history["epoch"]) > 10
+    best = max(result.history["validation_score"])
+    held = jaxsgd.evaluate(score["score"], result.params, DATA)
+    np.testing.assert_allclose(held, best, rtol=1e-5)
+    by_train = fit(Converged(1e-3), validation=DATA, monitor="loss")
+    chex.assert_trees_all_equal(by_train.params, by_train.last)
+    yes = fit(AnyOf(Yes()))
+    assert yes.reason == Reason.STOPPED
+
+
+@jaxsgd.part
+class Yes:
+    """A stop that answers with a bool."""
+
+    def init(self):
+        return ()
+
+    def update(self, check, state):
+        return check.step > 3, state
+
+
 def test_fit_watches_what_is_asked_for():
     by_loss = fit(Converged(1e-3))
     changes = abs(np.diff(by_loss.history["loss"]))
@@ -280,6 +337,10 @@ def test_refusals():
         until(At(1), max_steps=12)
     with pytest.raises(TypeError, match="stop is <class .*expected one such as"):
         until(Converged)
+    with pytest.raises(TypeError, match=r"or AnyOf\(a, b\) of two"):
+        until([Converged(), EarlyStopping(2)])
+    with pytest.raises(TypeError, match="whose class is no pytree: decorate it with jaxsgd.part"):
+        until(type("Mine", (), {"init": None, "update": None})())
     with pytest.raises(TypeError, match=r"returned an array of shape \(3,\), expected a scalar"):
         until(At(1), monitor=lambda state: state.params["weight"])
     with pytest.raises(ValueError, match="Converged's atol is -1"):
@@ -290,6 +351,10 @@ def test_refusals():
         Diverged(0.5)
     with pytest.raises(ValueError, match="monitor is 'accuracy', expected one of loss"):
         fit(Converged(), monitor="accuracy")
+    with pytest.raises(TypeError, match="monitor is of type Objective, expected a name"):
+        fit(Converged(), monitor=jaxsgd.Objective(table.loss, DATA))
+    with pytest.raises(ValueError, match="metrics names 'loss'"):
+        fit(Converged(), validation=DATA, metrics={"loss": table.loss})
     with pytest.raises(ValueError, match="without a stop"):
         fit(None, monitor="loss")
     assert f"{Reason.CONVERGED}" == str(Reason.CONVERGED)

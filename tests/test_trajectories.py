@@ -178,6 +178,25 @@ def test_adaptive_rules_leave_alone_what_never_had_a_gradient():
         assert np.isfinite(slope).all()
 
 
+def test_a_nan_stays_one():
+    """Else the step after it would be a thousand times too long, and finite."""
+    grads = {"a": jnp.array([1.0, jnp.nan, 1.0])}
+    for rule in (
+        jaxsgd.AdaGrad(0.1),
+        jaxsgd.RMSProp(0.1),
+        jaxsgd.Adam(0.1),
+        jaxsgd.RMSProp(0.1, eps=0),
+    ):
+        assert np.isnan(updates(rule, grads)["a"][1:]).all()
+
+
+def test_the_defaults_are_the_fields():
+    assert jax.tree.leaves(jaxsgd.Adam()) == [0.001, 0.9, 0.999, 1e-8]
+    assert jax.tree.leaves(jaxsgd.AdaGrad()) == [0.01, 1e-7]
+    assert jax.tree.leaves(jaxsgd.RMSProp()) == [0.001, 0.9, 1e-8]
+    assert jaxsgd.Momentum(0.1).momentum == jaxsgd.Nesterov(0.1).momentum == 0.9
+
+
 def test_wrapped_by_optax_a_rule_does_what_it_does_alone():
     rate = jaxsgd.InverseTimeDecay(0.1, 0.1)
     for rule in (jaxsgd.SGD(rate), jaxsgd.Nesterov(rate), jaxsgd.AdaGrad(rate), jaxsgd.RMSProp(rate),
