@@ -85,7 +85,7 @@ def fit(
       validation: held-out rows, evaluated after each epoch.
       metrics: a dict of functions of `(params, row)` to a number, evaluated after each epoch on
         `validation`, or on `data` where there is none; of `(params, row, carry)` for a `stateful`
-        loss.
+        loss. One named `loss` takes the place of the validation loss.
       stop: when to stop before the last epoch, such as `EarlyStopping(5)`; it looks once an epoch.
       monitor: what it watches, an entry of the history, the smaller the better; with a minus before
         the name, the larger: `"-validation_accuracy"`. By default `validation_loss`, or `loss` (the
@@ -260,10 +260,6 @@ def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]
         return named
     loss = solver.gradient.loss if isinstance(solver.gradient, Minibatch) else None
     if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
-        if "loss" in named:
-            raise ValueError(
-                "metrics names 'loss', which is that of the run on the validation rows"
-            )
         return {"loss": loss} | named
     if not named:
         raise ValueError(

@@ -353,8 +353,6 @@ def test_refusals():
         fit(Converged(), monitor="accuracy")
     with pytest.raises(TypeError, match="monitor is of type Objective, expected a name"):
         fit(Converged(), monitor=jaxsgd.Objective(table.loss, DATA))
-    with pytest.raises(ValueError, match="metrics names 'loss'"):
-        fit(Converged(), validation=DATA, metrics={"loss": table.loss})
     with pytest.raises(ValueError, match="without a stop"):
         fit(None, monitor="loss")
     assert f"{Reason.CONVERGED}" == str(Reason.CONVERGED)
