@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from jaxsgd import cli, problems
+from jaxsgd import cli, problems, tables
 
 
 @pytest.fixture
@@ -50,18 +50,23 @@ def test_digits(here, capsys):
     assert (pandas.read_csv("predictions.csv")["prediction"] == problems.digits()[1]).mean() > 0.95
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
-def test_regression_from_each_format_and_its_predictions(here, capsys, suffix):
+def test_regression_from_each_format_and_its_predictions(here, capsys):
     frame = table().drop(columns="kind")
-    if suffix == "npz":
-        np.savez("t.npz", x=frame[["a", "b", "one"]].to_numpy(), y=frame["y"].to_numpy())
-    else:
-        frame.to_csv("t.csv", index=False) if suffix == "csv" else frame.to_parquet("t.parquet")
-    assert cli.main(["fit", f"t.{suffix}", "--target", "y", "--epochs", "30", "--l2", "0", "--rule",
+    np.savez("t.npz", x=frame[["a", "b", "one"]].to_numpy(), y=frame["y"].to_numpy())
+    frame.to_parquet("t.parquet")
+    frame.to_csv("t.csv", index=False)
+    csv, parquet, npz = (
+        tables.read(f"t.{suffix}", target="y") for suffix in ("csv", "parquet", "npz")
+    )
+    for other in (parquet, npz):
+        np.testing.assert_allclose(other.features, csv.features, rtol=1e-6)
+        np.testing.assert_allclose(other.target, csv.target, rtol=1e-6)
+    assert parquet.names == csv.names == ["a", "b", "one"]
+    assert cli.main(["fit", "t.csv", "--target", "y", "--epochs", "30", "--l2", "0", "--rule",
                      "momentum", "--batch-size", "16", "--out", "o"]) == 0  # fmt: skip
     told = capsys.readouterr().out
     assert "squared_error loss" in told
-    assert cli.main(["predict", "o/model.npz", f"t.{suffix}"]) == 0
+    assert cli.main(["predict", "o/model.npz", "t.csv"]) == 0
     predictions = pandas.read_csv("predictions.csv")["prediction"]
     np.testing.assert_allclose(predictions, frame["y"], atol=0.05)
     assert float(re.search(r"held out .* root mean square ([\d.]+)", told)[1]) < 0.05
@@ -245,6 +250,8 @@ def test_ctrl_c_keeps_what_there_is(here):
         "jaxsgd.cli",
         "fit",
         "digits",
+        "--model",
+        "mlp:8",
         "--epochs",
         "1000000",
         "--out",

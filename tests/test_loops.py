@@ -157,7 +157,9 @@ def test_refusals():
     with pytest.raises(TypeError, match="state is of type dict, expected the State"):
         jaxsgd.run(solver, params, data, 10)
     other = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.Momentum(0.1))
-    with pytest.raises(ValueError, match="its rule state is SGDState, but Momentum"):
+    with pytest.raises(
+        ValueError, match="its rule state is SGDState without count, but a Momentum"
+    ):
         jaxsgd.run(other, state, data, 10)
     with pytest.raises(TypeError, match="steps is 1.5"):
         jaxsgd.run(solver, state, data, 1.5)

@@ -77,14 +77,6 @@ def test_a_rule_with_a_key_of_its_own_trains():
     assert np.isfinite(train(rule, 6).params["weight"]).all()
 
 
-def test_own_rules_work_inside_chain():
-    alone = train(jaxsgd.Momentum(jaxsgd.InverseTimeDecay(0.1, 0.1), 0.5)).params
-    chained = train(
-        optax.chain(optax.identity(), jaxsgd.Momentum(jaxsgd.InverseTimeDecay(0.1, 0.1), 0.5))
-    ).params
-    np.testing.assert_allclose(alone["weight"], chained["weight"], rtol=1e-6)
-
-
 CATALOGUE = {
     "adamw": lambda a: jaxsgd.FromOptax(optax.adamw, learning_rate=a, weight_decay=1e-3),
     "lion": lambda a: jaxsgd.FromOptax(optax.lion, learning_rate=a),

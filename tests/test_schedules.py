@@ -63,7 +63,7 @@ CASES = {
     "warmup of none": (Warmup(LinearDecay(0.4, 0.1, 9), 0), 0.4 - 0.3 * clipped(9)),
 } | {
     f"compound {rho:g}": (CompoundDecay(0.4, rho), compound(0.4, rho))
-    for rho in (0.0, 1e-5, 1e-3, 0.05, 0.1, 0.11, 1.0, 3.0)
+    for rho in (0.0, 1e-5, 1e-3, 0.05, 0.1, 0.11, 0.4, 3.0)
 }
 
 

@@ -211,6 +211,8 @@ def test_a_run_that_diverges_stands_at_the_last_finite_state_and_says_the_step(e
     np.testing.assert_allclose(state.params["weight"], path.params["weight"][bad - 1], rtol=1e-5)
     # it stands where the same step would be taken again
     assert int(state.sampler.step) == bad
+    if every > 1:
+        return
     result = jaxsgd.fit(explode, PARAMS, DATA, key=jax.random.key(0), batch_size=8, epochs=50,
                         learning_rate=300.0, progress=False)  # fmt: skip
     assert result.reason == Reason.DIVERGED
@@ -244,7 +246,8 @@ def test_dtypes():
         with jax.enable_x64(dtype == jnp.float64):
             state, data = table.start(SOLVER, None, dtype=dtype)
             stop = AnyOf(Converged(), EarlyStopping(3), Diverged(), SmallStep())
-            state, trace, _ = jaxsgd.run_until(SOLVER, state, data, stop, max_steps=6, every=3)
+            until = lambda s, d: jaxsgd.run_until(SOLVER, s, d, stop, max_steps=6, every=3)  # noqa: B023, E731
+            state, trace, _ = jax.eval_shape(until, state, data)
             assert state.params["weight"].dtype == dtype
             assert trace.monitor.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
