@@ -73,7 +73,7 @@ def rows(data: PyTree, name: str = "data") -> int:
             "once; expected arrays whose leading axis counts the rows"
         )
     lengths = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(data)):
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
             given = "a scalar" if getattr(leaf, "ndim", None) == 0 else f"a {type(leaf).__name__}"
@@ -84,7 +84,7 @@ def rows(data: PyTree, name: str = "data") -> int:
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSMm":
             raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
         if isinstance(leaf, np.ndarray) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-            _fits_32_bits(leaf, where)
+            fits_32_bits(leaf, where)
         lengths[where] = leaf.shape[0]
     if not lengths:
         raise ValueError(f"{name} holds no array, expected a pytree of arrays with one row each")
@@ -97,15 +97,42 @@ def rows(data: PyTree, name: str = "data") -> int:
     return n
 
 
+def one_a_row(value: Any, n: int, name: str) -> None:
+    """Refuse an array that has not one entry (on its last axis) for each of `n` rows."""
+    shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)
+    if shape[-1:] != (n,):
+        raise ValueError(f"{name} is of shape {shape}, expected ({n},): one entry a row")
+
+
+def weights(value: Any, name: str) -> None:
+    """Refuse what is no array of numbers at least 0, with some above it on the last axis."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {value!r} of type {kind}, expected an array with one entry a row")
+    host = np.asarray(jax.device_get(value), np.float64)
+    number(host.min(initial=0), f"{name}'s least entry")
+    number(host.max(initial=0), f"{name}'s largest entry")
+    if not np.all(np.any(host > 0, axis=-1)):
+        raise ValueError(f"{name} is 0 for all rows, expected one above 0")
+
+
+def shapes(data: PyTree) -> PyTree:
+    """Data that stay on the host by their shapes alone, others as they are."""
+    return getattr(data, "host_shapes", data)
+
+
 def alike(other: PyTree, data: PyTree, name: str) -> None:
     """Refuse rows that are not of the structure and shapes of the rows of `data`."""
     rows(other, name)
-    row = lambda tree: jax.tree.map(lambda x: x.shape[1:], tree)  # noqa: E731
+    row = lambda tree: jax.tree.map(lambda x: x.shape[1:], shapes(tree))  # noqa: E731
     if row(other) != row(data):
         raise ValueError(f"a row of {name} has shape {row(other)}, expected {row(data)} as in data")
 
 
-def _fits_32_bits(leaf: np.ndarray, where: str) -> None:
+def fits_32_bits(leaf: np.ndarray, where: str) -> None:
+    """Refuse 64-bit integers that JAX would wrap to 32."""
     is_wide = leaf.dtype in (np.int64, np.uint64) and leaf.size > 0
     if is_wide and max(int(leaf.max()), -int(leaf.min())) > MAX_SIZE:
         raise ValueError(

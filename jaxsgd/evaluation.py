@@ -13,21 +13,30 @@ from jaxsgd.gradients import take
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.pairs import PyTree, State, accumulator_of, as_arguments, as_callable, part, static
 from jaxsgd.samplers import Sequential
+from jaxsgd.streaming import HostRows, blocks
 
 
 def evaluate(
-    metrics: Any, params: PyTree, data: PyTree, *, batch_size: int = 1024, carry: PyTree = None
+    metrics: Any,
+    params: PyTree,
+    data: PyTree,
+    *,
+    row_weight: jax.Array | None = None,
+    batch_size: int = 1024,
+    carry: PyTree = None,
 ) -> Any:
     """The exact mean over all rows of one function, or of each of a dict of functions.
 
-    `1/n sum_i metric(params, row[i])`, in chunks of `batch_size` rows, the short last one weighted
-    right. Compiled once for each set of functions and shapes.
+    `sum_i v[i] metric(params, row[i]) / sum_i v[i]`, v = 1 if not given, in chunks of `batch_size`
+    rows, the short last one weighted right. Rows of weight 0 play no part, whatever their value.
+    Compiled once for each set of functions and shapes.
 
     Args:
       metrics: a function of `(params, row)` to a number or array (bools and ints are averaged as
         floats), a `RowLoss` or `RowsLoss`, or a dict of those.
       params: the parameters.
-      data: the rows.
+      data: the rows: arrays, or `HostRows`.
+      row_weight: None, or v, an array of length n, at least 0.
       batch_size: rows in a chunk; it bounds the memory.
       carry: a model state, given to each function as a third argument where it is not None.
 
@@ -36,6 +45,8 @@ def evaluate(
 
     Raises:
       TypeError: a `BatchLoss`, which is no mean over rows, or a `keyed` loss.
+      ValueError: row weights of another length, below 0, not finite, or all 0.
+      OSError: rows on the host could not be read.
 
     >>> y = jnp.array([1.0, 3.0, 8.0])
     >>> jaxsgd.evaluate({"above": lambda theta, y: y > theta}, jnp.array(2.0), y, batch_size=2)
@@ -43,28 +54,76 @@ def evaluate(
     """
     batch_size = checks.integer(batch_size, "evaluate's batch_size", 1)
     n = checks.rows(data)
+    if row_weight is not None:
+        checks.weights(row_weight, "row_weight")
+        checks.one_a_row(row_weight, n, "row_weight")
     named = metrics if isinstance(metrics, dict) else {"": metrics}
     forms = {name: _metric(metric, name) for name, metric in named.items()}
-    args = as_arguments((forms, params, data, carry))
-    means = _evaluate(*args, batch_size=min(batch_size, n))
+    batch_size = min(batch_size, n)
+    if isinstance(data, HostRows):
+        means = _evaluate_blocks(forms, params, data, row_weight, carry, batch_size)
+    else:
+        args = as_arguments((forms, params, data, row_weight, carry))
+        means = _evaluate(*args, batch_size=batch_size)
     return means if isinstance(metrics, dict) else means[""]
 
 
+def _evaluate_blocks(
+    forms: Any, params: PyTree, data: HostRows, row_weight: Any, carry: PyTree, batch_size: int
+) -> Any:
+    """The same sums, over one block of rows after the other."""
+    forms, params, row_weight, carry = as_arguments((forms, params, row_weight, carry))
+    sums, begin = None, 0
+    for rows in blocks(data, batch_size):
+        end = begin + checks.rows(rows)
+        weight = None if row_weight is None else row_weight[begin:end]
+        sums = _add(forms, params, rows, weight, carry, sums, batch_size=batch_size)
+        begin = end
+    return _means(sums)
+
+
 @partial(jax.jit, static_argnames="batch_size")
-def _evaluate(forms: Any, params: PyTree, data: PyTree, carry: PyTree, *, batch_size: int) -> Any:
+def _evaluate(
+    forms: Any, params: PyTree, data: PyTree, row_weight: Any, carry: PyTree, *, batch_size: int
+) -> Any:
+    return _means(_add(forms, params, data, row_weight, carry, None, batch_size=batch_size))
+
+
+@jax.jit
+def _means(sums: Any) -> Any:
+    (totals, weight), _ = sums
+    return jax.tree.map(lambda x: x / weight, totals)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def _add(
+    forms: Any,
+    params: PyTree,
+    data: PyTree,
+    row_weight: Any,
+    carry: PyTree,
+    sums: Any,
+    *,
+    batch_size: int,
+) -> Any:
+    """The weighted sums of the metrics and the sum of the weights, and what rounding lost of each."""
     n = checks.rows(data)
-    sampler = Sequential(batch_size, size=n)
+    sampler = Sequential(min(batch_size, n), size=n)
     dtype = accumulator_of(params)
 
     def chunk(step: jax.Array) -> Any:
         index, weight = sampler.batch(None, step)  # type: ignore[arg-type]
         rows = take(data, index)
+        weight = (weight > 0).astype(dtype)
+        if row_weight is not None:
+            weight = weight * take(row_weight, index).astype(dtype)
 
         def total(values: jax.Array) -> jax.Array:
-            valid = (weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
-            return jnp.sum(jnp.where(valid, values.astype(dtype), 0), axis=0)
+            factor = weight.reshape(-1, *(1,) * (values.ndim - 1))
+            return jnp.sum(jnp.where(factor > 0, values.astype(dtype) * factor, 0), axis=0)
 
-        return jax.tree.map(total, {k: f(params, rows, carry) for k, f in forms.items()})
+        values = {name: form(params, rows, carry) for name, form in forms.items()}
+        return jax.tree.map(total, values), jnp.sum(weight)
 
     def add(step: jax.Array, sums: Any) -> Any:
         """Kahan's sum (1965): what rounding loses of a chunk is carried to the next."""
@@ -75,10 +134,11 @@ def _evaluate(forms: Any, params: PyTree, data: PyTree, carry: PyTree, *, batch_
         # an infinite sum has no remainder
         return after, jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), lost)
 
-    shapes = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    sums, _ = lax.fori_loop(0, sampler.steps_per_epoch, add, (zeros, zeros))
-    return jax.tree.map(lambda x: x / n, sums)
+    if sums is None:
+        shapes = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums = zeros, zeros
+    return lax.fori_loop(0, sampler.steps_per_epoch, add, sums)
 
 
 @part
@@ -117,6 +177,7 @@ class Objective:
       metric: as in `evaluate`, one of them: a loss, say.
       data: the rows.
       penalty: None, or a function `params -> scalar`.
+      row_weight: None, or an array of length n, as in `evaluate`.
       at: which parameters of a state; None for its own. `averaged` fits.
       batch_size: rows in a chunk.
 
@@ -131,11 +192,15 @@ class Objective:
     metric: Any
     data: PyTree
     penalty: Any = None
+    row_weight: Any = None
     at: Callable[[State], PyTree] | None = static(default=None, kw_only=True)
     batch_size: int = static(default=1024, kw_only=True)
 
     def __post_init__(self) -> None:
-        checks.rows(self.data)
+        n = checks.rows(self.data)
+        if self.row_weight is not None:
+            checks.weights(self.row_weight, "row_weight")
+            checks.one_a_row(self.row_weight, n, "row_weight")
         form = _metric(self.metric, "Objective").form
         object.__setattr__(self, "metric", form)
         if self.penalty is not None:
@@ -145,6 +210,11 @@ class Objective:
         """The objective (float[])."""
         params = state.params if self.at is None else self.at(state)
         mean = evaluate(
-            self.metric, params, self.data, batch_size=self.batch_size, carry=state.carry
+            self.metric,
+            params,
+            self.data,
+            row_weight=self.row_weight,
+            batch_size=self.batch_size,
+            carry=state.carry,
         )
         return mean if self.penalty is None else mean + self.penalty(params)

@@ -99,8 +99,16 @@ def _carry_like(carry: PyTree, before: PyTree) -> PyTree:
     return jax.tree.map(cast, carry, before)
 
 
+class Gathered(NamedTuple):
+    """The rows of one batch, gathered already: `data` of a step whose rows came from elsewhere."""
+
+    rows: PyTree
+
+
 def take(data: PyTree, index: jax.Array) -> PyTree:
     """The rows of `data` at `index`, which samplers keep inside it: no bounds are checked."""
+    if isinstance(data, Gathered):
+        return data.rows
     return jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), data)
 
 

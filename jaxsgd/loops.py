@@ -87,18 +87,19 @@ def scan_steps(
     return state, trace
 
 
-def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[[Any], Any]]:
+def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[..., Any]]:
     """A loop's carry, and its step `carry -> (carry, info)`; `carry[0]` is the state.
 
     Each step hands on the batch of the next: one that waits in the carry is computed once, where
-    the compiler would compute it again inside each of the operations that gather by it.
+    the compiler would compute it again inside each of the operations that gather by it. The step
+    also takes the rows of its batch, where they were gathered elsewhere.
     """
     sampler = solver.sampler_for(data)
     _check_rule(solver, state)
 
-    def step(ahead: Any) -> tuple[Any, Info]:
+    def step(ahead: Any, rows: PyTree = data) -> tuple[Any, Info]:
         state, (batch, after) = ahead
-        state, info = solver.step_on(state._replace(sampler=after), data, batch)
+        state, info = solver.step_at(state._replace(sampler=after), rows, batch)
         return (state, sampler.update(after)), info
 
     return (state, sampler.update(state.sampler)), step
@@ -234,6 +235,16 @@ def _windows(steps: int, name: str, every: Any) -> int:
 
 
 def _check(state: Any, data: PyTree) -> None:
+    check_state(state, data)
+    if checks.shapes(data) is not data:
+        raise TypeError(
+            f"data are {data!r}, which stay on the host, expected arrays: a compiled run cannot "
+            "read them on its way; use jaxsgd.chunks or jaxsgd.fit"
+        )
+
+
+def check_state(state: Any, data: PyTree) -> None:
+    """Refuse what is no state, and data without rows."""
     if not isinstance(state, State):
         raise TypeError(
             f"state is of type {type(state).__name__}, expected the State that "

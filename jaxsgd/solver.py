@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxsgd import checks
-from jaxsgd.gradients import Minibatch
+from jaxsgd.gradients import Gathered, Minibatch, take
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.pairs import (
     Batch,
@@ -38,9 +39,13 @@ class Solver:
       sampler: which rows a step takes; its size is filled in from the data.
       rule: a rule, or any Optax transformation.
       penalty: None, or a function `params -> scalar`, such as `L2(1e-3)`, added once a step.
+      row_weight: None, or an array v of length n, at least 0: class weights, sample weights, a
+        fold's rows. The objective is then the weighted mean `sum_i v[i] loss_i / sum_i v[i]`: each
+        batch's weights are multiplied by `v[i] n / sum v`. Kept scaled to a mean of 1.
 
     Raises:
       TypeError: a part that is none.
+      ValueError: row weights that are negative, not finite, or all 0.
 
     >>> solver = jaxsgd.Solver(lambda w, row: (row[0] * w - row[1]) ** 2,
     ...                        jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
@@ -55,6 +60,7 @@ class Solver:
     sampler: Any
     rule: Any
     penalty: Any = None
+    row_weight: Any = None
 
     def __post_init__(self) -> None:
         is_loss = isinstance(self.gradient, RowLoss | RowsLoss | BatchLoss)
@@ -67,10 +73,14 @@ class Solver:
         object.__setattr__(self, "rule", as_rule(self.rule))
         if self.penalty is not None:
             object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
+        if self.row_weight is not None:
+            object.__setattr__(self, "row_weight", _of_mean_one(self.row_weight))
 
     def sampler_for(self, data: PyTree) -> Any:
         """The sampler, its size filled in from the data (static)."""
-        return for_rows(self.sampler, checks.rows(data))
+        n = checks.rows(data)
+        checks.one_a_row(self.row_weight, n, "the solver's row_weight")
+        return for_rows(self.sampler, n)
 
     def init(self, params: PyTree, data: PyTree, *, key: jax.Array, carry: PyTree = None) -> State:
         """The state before the first step. It owns its buffers: params, data and key stay alive.
@@ -102,11 +112,37 @@ class Solver:
     def step(self, state: State, data: PyTree) -> tuple[State, Info]:
         """One step on the sampler's next batch: the new state, and what there is to tell."""
         batch, sampler = self.sampler_for(data).update(state.sampler)
-        return self.step_on(state._replace(sampler=sampler), data, batch)
+        return self.step_at(state._replace(sampler=sampler), data, batch)
 
-    def step_on(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
+    def step_on(
+        self, state: State, rows: PyTree, weight: jax.Array | None = None
+    ) -> tuple[State, Info]:
+        """One step on rows that another loader gathered. The sampler stands still.
+
+        Args:
+          rows: a pytree of arrays of shape (B, ...).
+          weight: float[B], as in a `Batch`: 1/B each if not given, 0 on padding.
+
+        Raises:
+          ValueError: the solver has a `row_weight`, which is of rows by their number.
+        """
+        size = checks.rows(rows, "rows")
+        if self.row_weight is not None:
+            raise ValueError(
+                "the solver has a row_weight, but rows from elsewhere have no number to look it up "
+                "by; multiply it into weight"
+            )
+        weight = jnp.full(size, 1 / size) if weight is None else jnp.asarray(weight)
+        checks.one_a_row(weight, size, "weight")
+        index = jnp.arange(size, dtype=jnp.int32)
+        return self.step_at(state, Gathered(rows), Batch(index, weight))
+
+    def step_at(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
         """One step on a batch of your own: weighted rows of `data`. The sampler stands still."""
         params = state.params
+        if self.row_weight is not None:
+            factor = take(self.row_weight, batch.index)
+            batch = batch._replace(weight=batch.weight * factor)
         estimate, gradient = self.gradient.update(params, data, batch, state.gradient)
         penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
         if self.penalty is not None:
@@ -150,6 +186,17 @@ class Solver:
                 f"{jnp.shape(penalty)}, expected a scalar"
             )
         return penalty
+
+
+def _of_mean_one(weight: Any) -> Any:
+    """Row weights scaled to a mean of 1, or as they are where that is their mean already."""
+    checks.weights(weight, "row_weight")
+    xp = jnp if isinstance(weight, jax.core.Tracer) else np
+    wide = xp.asarray(weight, jax.dtypes.canonicalize_dtype(float) if xp is jnp else np.float64)
+    mean = wide.mean(-1, keepdims=True)
+    # so that a solver made from another's parts has its very weights
+    wide = xp.where(abs(mean - 1) < 1e-6, wide, wide / mean)
+    return jnp.asarray(wide, jax.dtypes.canonicalize_dtype(float))
 
 
 def _copy(leaf: Any) -> jax.Array:

@@ -1,0 +1,210 @@
+"""Rows that stay on the host: larger than the device's memory, or than the machine's.
+
+The rows of each step are known ahead, for a sampler's batches are a function of its state alone. So
+a thread gathers the rows of the next steps and puts them on the device while it computes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsgd import checks
+from jaxsgd.pairs import PyTree, State
+
+T = TypeVar("T")
+NEAR = 32  # rows: a source is read through gaps shorter than this
+
+
+class HostRows:
+    """Rows on the host, as `data` of `fit`, `chunks`, `evaluate` and `solver.init`.
+
+    The rows of the next steps are gathered in a thread, in chunks, and put on the device while the
+    chunk before them is computed; a run has the same batches, and ends with the same parameters, as
+    one with the arrays on the device. At most `prefetch + 2` chunks are in memory at a time.
+
+    Args:
+      arrays: a pytree of sources of the same length: NumPy arrays, `np.memmap`, or anything with a
+        `shape`, a `dtype` and row indexing by a slice and by a sorted array (h5py, zarr); or with a
+        length and rows that are arrays.
+      prefetch: chunks gathered ahead, at least 1.
+      chunk_bytes: bytes of a chunk, in which there is at least one batch.
+
+    Raises:
+      ValueError, TypeError: no source, no row, sources of different length, or no numbers.
+
+    >>> rows = jaxsgd.HostRows((np.arange(8.0)[:, None] / 8, 3 * np.arange(8.0) / 8 + 1))
+    >>> model = jaxsgd.Linear(1)
+    >>> loss = lambda params, row: optax.squared_error(model(params, row[0]), row[1])
+    >>> solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.3))
+    >>> state = solver.init(model.init(jax.random.key(0)), rows, key=jax.random.key(1))
+    >>> for state, trace in jaxsgd.chunks(solver, state, rows, every=100):
+    ...     if trace.loss[-1] < 1e-6:
+    ...         break
+    >>> jax.tree.map(lambda x: x.round(2).tolist(), state.params)
+    {'bias': 1.0, 'weight': [3.0]}
+    """
+
+    def __init__(self, arrays: PyTree, *, prefetch: int = 2, chunk_bytes: int = 2**25):
+        self.arrays = arrays
+        self.prefetch = checks.integer(prefetch, "HostRows' prefetch", 1)
+        self.chunk_bytes = checks.integer(chunk_bytes, "HostRows' chunk_bytes", 1)
+        # what a program sees of them: `checks.rows` and all that asks for shapes looks here
+        self.host_shapes = jax.tree_util.tree_map_with_path(_shape_of, arrays)
+        self.size = checks.rows(self.host_shapes)
+        self.row_bytes = sum(
+            int(np.prod(s.shape[1:])) * s.dtype.itemsize for s in jax.tree.leaves(self.host_shapes)
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"HostRows of {jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', self.host_shapes)}"
+
+    def read(self, index: np.ndarray) -> PyTree:
+        """The rows at `index` (int[m]) as NumPy arrays, in the dtypes that JAX will give them.
+
+        Raises:
+          OSError: a source could not be read, is shorter than it was, or has other rows.
+        """
+
+        def gather(path: Any, source: Any, shape: Any) -> np.ndarray:
+            where = f"data{jax.tree_util.keystr(path)}"
+            try:
+                rows = _gather(source, index)
+                if rows.shape != (len(index), *shape.shape[1:]):
+                    raise ValueError(f"it gave an array of shape {rows.shape}")
+            except Exception as error:
+                told = f"rows {index.min()} to {index.max()} of {where} could not be read: {error}"
+                raise OSError(told) from error
+            if rows.dtype in (np.int64, np.uint64) and shape.dtype != rows.dtype:
+                checks.fits_32_bits(rows, where)
+            return rows.astype(shape.dtype, copy=False)
+
+        return jax.tree_util.tree_map_with_path(gather, self.arrays, self.host_shapes)
+
+
+def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
+    where = f"data{jax.tree_util.keystr(path)}"
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise TypeError(
+            f"{where} is of type {type(source).__name__}, expected arrays, or what has a length and "
+            "row indexing"
+        )
+    shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
+    if shape is None or dtype is None:
+        row = np.asarray(source[0])
+        shape, dtype = (len(source), *row.shape), row.dtype
+    dtype = np.dtype(dtype)
+    if dtype.kind in "OUSMm":
+        raise TypeError(f"{where} is an array of {dtype}, expected numbers")
+    return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _gather(source: Any, index: np.ndarray) -> np.ndarray:
+    if isinstance(source, np.memmap):
+        _is_whole(source)  # reading beyond a file's end would end the process
+    if isinstance(source, np.ndarray):
+        return np.asarray(np.take(source, index, axis=0))
+    rows, back = np.unique(index, return_inverse=True)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)
+    if len(rows) < 4 * len(runs) and hasattr(source, "shape"):
+        return np.asarray(source[rows])[back]
+    # in order, a run at a time: what compressed files and the network are good at
+    parts = [np.asarray(source[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs]
+    return np.concatenate(parts)[back]
+
+
+def _is_whole(source: np.memmap) -> None:
+    name = getattr(source, "filename", None)
+    expected = source.offset + source.nbytes
+    if name is not None and os.path.getsize(name) < expected:
+        raise ValueError(
+            f"{name} has {os.path.getsize(name)} bytes, expected at least {expected}: was it "
+            "truncated?"
+        )
+
+
+def steps_of_a_chunk(data: HostRows, sampler: Any) -> int:
+    """How many batches a chunk holds: its bytes, but no less than the sampler shuffles together."""
+    rows = max(data.chunk_bytes // max(data.row_bytes, 1), getattr(sampler, "window_rows", 0))
+    return int(max(1, rows // sampler.batch_size))
+
+
+def stream(
+    data: HostRows, sampler: Any, state: State, lengths: Iterable[int], most: int
+) -> Iterator[tuple[int, PyTree]]:
+    """For each length, the rows of so many next steps on the device: arrays of (most, B, ...)."""
+    own = jax.tree.map(jnp.copy, state.sampler)  # the run donates its own
+    ahead, x64 = _indices(sampler, own, most), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def gather(length: int) -> tuple[int, PyTree]:
+        with jax.enable_x64(x64):  # which a thread does not inherit
+            return length, chunk(np.stack(list(islice(ahead, length))))
+
+    def chunk(index: np.ndarray) -> PyTree:
+        if index.min() < 0 or index.max() >= len(data):
+            raise IndexError(
+                f"the sampler {sampler!r} drew rows {index.min()} to {index.max()}, expected them "
+                f"in 0..{len(data) - 1}"
+            )
+        rows = data.read(index.reshape(-1))
+        return jax.device_put(jax.tree.map(partial(_padded, index.shape, most), rows))
+
+    return prefetched((partial(gather, length) for length in lengths), data.prefetch)
+
+
+def blocks(data: HostRows, batch_size: int) -> Iterator[PyTree]:
+    """All rows in order on the device, in blocks of whole batches, the last one shorter."""
+    size = max(1, data.chunk_bytes // max(data.row_bytes, 1) // batch_size) * batch_size
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def gather(begin: int) -> PyTree:
+        with jax.enable_x64(x64):
+            return jax.device_put(data.read(np.arange(begin, min(begin + size, len(data)))))
+
+    return prefetched((partial(gather, i) for i in range(0, len(data), size)), data.prefetch)
+
+
+def _padded(batches: tuple[int, int], most: int, rows: np.ndarray) -> np.ndarray:
+    rows = rows.reshape(*batches, *rows.shape[1:])
+    short = most - len(rows)
+    return np.pad(rows, [(0, short)] + [(0, 0)] * (rows.ndim - 1)) if short else rows
+
+
+def _indices(sampler: Any, state: PyTree, steps: int) -> Iterator[np.ndarray]:
+    """The rows of step after step (int32[B]), drawn so many at a time."""
+    while True:
+        state, index = _plan(sampler, state, steps=steps)
+        yield from jax.device_get(index)
+
+
+@partial(jax.jit, static_argnames="steps")
+def _plan(sampler: Any, state: PyTree, *, steps: int) -> tuple[PyTree, jax.Array]:
+    def draw(state: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+        batch, state = sampler.update(state)
+        return state, batch.index
+
+    return lax.scan(draw, state, length=steps)
+
+
+def prefetched(jobs: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
+    """The results of jobs, done one after the other in a thread, `depth` ahead."""
+    pool = ThreadPoolExecutor(1, "jaxsgd-rows")
+    try:
+        queue = deque(map(pool.submit, islice(jobs, depth)))
+        while queue:
+            result = queue.popleft().result()
+            queue.extend(map(pool.submit, islice(jobs, 1)))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
