@@ -3,6 +3,8 @@
 from jaxsgd import plots, problems
 from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.averaging import EMA, TailAverage, averaged
+from jaxsgd.checkpoints import restore, save
+from jaxsgd.chunks import chunks
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
 from jaxsgd.gradients import Minibatch
@@ -15,7 +17,7 @@ from jaxsgd.penalties import L1, L2, ElasticNet
 from jaxsgd.permutation import permute
 from jaxsgd.proximal import Proximal
 from jaxsgd.rules import SGD, Momentum, Nesterov
-from jaxsgd.samplers import FullBatch, Sequential, Shuffled, WithReplacement
+from jaxsgd.samplers import Blocks, FullBatch, Sequential, Shuffled, WithReplacement
 from jaxsgd.schedules import (
     CompoundDecay,
     CosineDecay,
@@ -38,6 +40,7 @@ from jaxsgd.stopping import (
     SmallGradient,
     SmallStep,
 )
+from jaxsgd.streaming import HostRows
 from jaxsgd.transformations import FromOptax
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "AnyOf",
     "Batch",
     "BatchLoss",
+    "Blocks",
     "Check",
     "CompoundDecay",
     "Converged",
@@ -63,6 +67,7 @@ __all__ = [
     "ExponentialDecay",
     "FromOptax",
     "FullBatch",
+    "HostRows",
     "Info",
     "InverseTimeDecay",
     "LineSearch",
@@ -90,6 +95,7 @@ __all__ = [
     "Warmup",
     "WithReplacement",
     "averaged",
+    "chunks",
     "evaluate",
     "fit",
     "number",
@@ -97,8 +103,10 @@ __all__ = [
     "permute",
     "plots",
     "problems",
+    "restore",
     "run",
     "run_until",
+    "save",
     "static",
     "weights_only",
 ]

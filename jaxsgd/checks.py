@@ -110,7 +110,9 @@ def weights(value: Any, name: str) -> None:
         return
     if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
         kind = type(value).__name__
-        raise TypeError(f"{name} is {value!r} of type {kind}, expected an array with one entry a row")
+        raise TypeError(
+            f"{name} is {value!r} of type {kind}, expected an array with one entry a row"
+        )
     host = np.asarray(jax.device_get(value), np.float64)
     number(host.min(initial=0), f"{name}'s least entry")
     number(host.max(initial=0), f"{name}'s largest entry")

@@ -1,6 +1,6 @@
 """A run in chunks: one compiled program for any number of steps, called from a host loop."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import repeat
@@ -37,9 +37,9 @@ def chunks(
 ) -> Iterator[tuple[State, PyTree]]:
     """A run without an end, handed out every so many steps: the loop of `fit`, to be your own.
 
-    After k turns the state is that of `run(solver, state, data, k * every)`, bit for bit on one CPU.
-    The first turn compiles, the others do not. Logging, early stopping, saving and pruning are the
-    body of your `for`; leave it with `break`. The states that are handed out, and the one that was
+    After k turns the state is that of `run(solver, state, data, k * every)`, bit for bit on one
+    CPU. The first turn compiles, the others do not. Logging, early stopping and saving are the body
+    of your `for`; leave it with `break`. The states that are handed out, and the one that was
     given, stay alive: the loop donates a copy of its own.
 
     Args:
@@ -57,7 +57,8 @@ def chunks(
 
     >>> y = jnp.array([1.0, 3.0])
     >>> loss = lambda theta, y: (theta - y) ** 2
-    >>> solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(1), jaxsgd.SGD(jaxsgd.InverseTimeDecay(0.5, 0.1)))
+    >>> rule = jaxsgd.SGD(jaxsgd.InverseTimeDecay(0.5, 0.1))
+    >>> solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(1), rule)
     >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
     >>> best = jnp.inf
     >>> for state, trace in jaxsgd.chunks(solver, state, y, every=20):
@@ -90,7 +91,9 @@ def _chunks(
     taken, traces = 0, []
     for piece in advances(solver, _copied(state), data, repeat(every), record, most=every):
         taken += piece.steps
-        traces.append(piece.trace)
+        traces.append(
+            jax.tree.map(lambda x, n=piece.steps: x if len(x) == n else x[:n], piece.trace)
+        )
         if taken == every:
             joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
             yield _copied(piece.state), joined if len(traces) > 1 else traces[0]
@@ -107,7 +110,7 @@ class Piece(NamedTuple):
 
     state: State  # donated to the next call
     steps: int
-    trace: PyTree  # of its steps
+    trace: PyTree  # of its steps, longer where fewer were asked for than there is room for
     finite: bool  # else the state is the one before the step that was not
 
 
@@ -120,7 +123,7 @@ def advances(
     *,
     most: int,
     guard: bool = False,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """A run by lengths, each at most `most` steps; rows on the host are cut finer. Donates `state`.
 
     With `guard` a piece that is not finite is run again up to the step that was not, and ends it.
@@ -144,20 +147,16 @@ def advances(
             )
             if guard and not jax.device_get(finite):
                 state = _until_not_finite(solver, state, rows, length, size=size)
-                yield Piece(state, steps, _first(trace, steps, most), False)
+                yield Piece(state, steps, trace, False)
                 return
-            jax.block_until_ready(before)  # at most one call ahead: each holds the rows of its own
-            before = trace
-            yield Piece(state, steps, _first(trace, steps, most), True)
+            jax.block_until_ready(before)  # one call ahead, no more: each needs the rows of its own
+            before = finite
+            yield Piece(state, steps, trace, True)
 
 
 def _cut(lengths: Iterable[int], most: int) -> Iterator[int]:
     for length in lengths:
         yield from (min(most, length - begin) for begin in range(0, length, most))
-
-
-def _first(trace: PyTree, steps: int, most: int) -> PyTree:
-    return trace if steps == most else jax.tree.map(lambda x: x[:steps], trace)
 
 
 @partial(jax.jit, static_argnames=("most", "guard", "size"), donate_argnames="state")
@@ -171,7 +170,7 @@ def _advance(
     most: int,
     guard: bool,
     size: int | None,
-) -> tuple[State, PyTree, Any]:
+) -> tuple[State, PyTree, jax.Array]:
     """`length` (int32[]) steps, their records in a trace of length `most`.
 
     With a `size`, data are the batches of these steps, (most, B, ...), of so many rows.
@@ -193,7 +192,7 @@ def _advance(
     trace = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), told)
     (new, _), trace, fine = lax.fori_loop(0, length, body, (ahead, trace, jnp.ones((), bool)))
     if not guard:
-        return new, trace, ()
+        return new, trace, fine
     fine = fine & is_finite(new.params)
     return select(fine, new, state), trace, fine
 

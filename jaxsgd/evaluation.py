@@ -73,12 +73,11 @@ def _evaluate_blocks(
 ) -> Any:
     """The same sums, over one block of rows after the other."""
     forms, params, row_weight, carry = as_arguments((forms, params, row_weight, carry))
-    sums, begin = None, 0
-    for rows in blocks(data, batch_size):
-        end = begin + checks.rows(rows)
-        weight = None if row_weight is None else row_weight[begin:end]
+    sums = None
+    for begin, rows in blocks(data, batch_size):
+        weight = None if row_weight is None else row_weight[begin : begin + checks.rows(rows)]
         sums = _add(forms, params, rows, weight, carry, sums, batch_size=batch_size)
-        begin = end
+        jax.block_until_ready(sums)  # before the buffer of its rows is used again
     return _means(sums)
 
 
@@ -106,7 +105,7 @@ def _add(
     *,
     batch_size: int,
 ) -> Any:
-    """The weighted sums of the metrics and the sum of the weights, and what rounding lost of each."""
+    """The weighted sums of the metrics, the sum of the weights, and what rounding lost of each."""
     n = checks.rows(data)
     sampler = Sequential(min(batch_size, n), size=n)
     dtype = accumulator_of(params)

@@ -223,3 +223,77 @@ class WithReplacement:
         key = jax.random.fold_in(checks.key(key), step)
         index = jax.random.randint(key, (self.batch_size,), 0, _size(self), jnp.int32)
         return Batch(index, _uniform(self.batch_size))
+
+
+@part
+class Blocks:
+    """Blocks in a random order, and their rows shuffled within a few: for sources fast in order.
+
+    An epoch's order: the blocks of `block` neighbouring rows are permuted, each `window` of them in
+    that order are taken together, and their rows permuted. So `window * block` rows at a time are
+    read in runs, as `HostRows` does for compressed files and the network, and each row is still as
+    likely as any other at each step. Where `block` does not divide n, the blocks begin at a random
+    row of each epoch, around the end; where it does, they are those of the file.
+
+    Args:
+      batch_size: B, the number of slots of a batch, 1 to n.
+      block: rows of a block, 1 to n: a file's chunk, or more.
+      window: blocks shuffled together, at least 1.
+      size: n, the number of rows, filled in by the solver.
+      drop_last: leave out the short last batch of an epoch (other rows in each epoch).
+
+    Raises:
+      ValueError: `batch_size` or `block` below 1 or above the number of rows, `window` below 1.
+
+    >>> sampler = jaxsgd.Blocks(2, block=2, window=2, size=8)
+    >>> [sampler.batch(jax.random.key(0), t).index.tolist() for t in range(4)]
+    [[7, 3], [2, 6], [4, 0], [5, 1]]
+    """
+
+    batch_size: int = static()
+    block: int = static()
+    window: int = static(default=8)
+    size: int | None = static(default=None)
+    drop_last: bool = static(default=False, kw_only=True)
+
+    init = _init
+    update = _update
+    steps_per_epoch = property(_steps_per_epoch)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        most = checks.MAX_SIZE if self.size is None else self.size
+        of = "" if self.size is None else f" of data with {self.size} rows"
+        for name, limit, where in [("block", most, of), ("window", checks.MAX_SIZE, "")]:
+            value = checks.integer(getattr(self, name), f"Blocks's {name}{where}", 1, limit)
+            object.__setattr__(self, name, value)
+
+    @property
+    def window_rows(self) -> int:
+        """How many rows are shuffled together."""
+        return min(self.window * self.block, _size(self))
+
+    def batch(self, key: jax.Array, step: Any) -> Batch:
+        """Batch `step` (int32[]) of the run with this key."""
+        epoch, positions, weight = _positions(self, step)
+        n, together, key = _size(self), self.window_rows, checks.key(key)
+        windows = -(-n // together)
+        last = n - (windows - 1) * together
+        begin = epoch * (windows + 2)  # so that no two of an epoch's permutations are the same one
+
+        window, place = positions // together, positions % together
+        order = begin + 2 + window
+        shuffled = permute_epoch(key, order, jnp.minimum(place, last - 1), last)
+        if windows > 1:
+            other = permute_epoch(key, order, place, together)
+            shuffled = jnp.where(window == windows - 1, shuffled, other)
+        place = window * together + shuffled
+
+        whole, rest = divmod(n, self.block)
+        turn = place // self.block
+        block = permute_epoch(key, begin, jnp.minimum(turn, whole - 1), whole)
+        row = jnp.where(turn < whole, block, whole) * self.block + place % self.block
+        if rest:
+            first = permute_epoch(key, begin + 1, jnp.zeros((), jnp.int32), n)
+            row = row - jnp.where(row >= n - first, n - first, -first)  # (row + first) mod n
+        return Batch(row, weight)

@@ -5,11 +5,12 @@ a thread gathers the rows of the next steps and puts them on the device while it
 """
 
 import os
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import jax
@@ -53,7 +54,7 @@ class HostRows:
     {'bias': 1.0, 'weight': [3.0]}
     """
 
-    def __init__(self, arrays: PyTree, *, prefetch: int = 2, chunk_bytes: int = 2**25):
+    def __init__(self, arrays: PyTree, *, prefetch: int = 2, chunk_bytes: int = 2**26):
         self.arrays = arrays
         self.prefetch = checks.integer(prefetch, "HostRows' prefetch", 1)
         self.chunk_bytes = checks.integer(chunk_bytes, "HostRows' chunk_bytes", 1)
@@ -68,37 +69,41 @@ class HostRows:
         return self.size
 
     def __repr__(self) -> str:
-        return f"HostRows of {jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', self.host_shapes)}"
+        return (
+            f"HostRows of {jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', self.host_shapes)}"
+        )
 
-    def read(self, index: np.ndarray) -> PyTree:
-        """The rows at `index` (int[m]) as NumPy arrays, in the dtypes that JAX will give them.
+    def read(self, index: np.ndarray, out: PyTree) -> PyTree:
+        """The rows at `index` (int[m]) into the first m rows of `out`, which it returns.
 
         Raises:
           OSError: a source could not be read, is shorter than it was, or has other rows.
         """
 
-        def gather(path: Any, source: Any, shape: Any) -> np.ndarray:
-            where = f"data{jax.tree_util.keystr(path)}"
+        def gather(path: Any, source: Any, out: np.ndarray) -> np.ndarray:
+            where, out = f"data{jax.tree_util.keystr(path)}", out[: len(index)]
             try:
-                rows = _gather(source, index)
-                if rows.shape != (len(index), *shape.shape[1:]):
-                    raise ValueError(f"it gave an array of shape {rows.shape}")
+                rows = _gather(source, index, out)
+                if rows.shape != out.shape:
+                    raise ValueError(f"it gave rows of shape {rows.shape[1:]}, not {out.shape[1:]}")
             except Exception as error:
                 told = f"rows {index.min()} to {index.max()} of {where} could not be read: {error}"
                 raise OSError(told) from error
-            if rows.dtype in (np.int64, np.uint64) and shape.dtype != rows.dtype:
-                checks.fits_32_bits(rows, where)
-            return rows.astype(shape.dtype, copy=False)
+            if rows is not out:
+                if rows.dtype in (np.int64, np.uint64) and out.dtype != rows.dtype:
+                    checks.fits_32_bits(rows, where)
+                out[:] = rows
+            return out
 
-        return jax.tree_util.tree_map_with_path(gather, self.arrays, self.host_shapes)
+        return jax.tree_util.tree_map_with_path(gather, self.arrays, out)
 
 
 def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
     where = f"data{jax.tree_util.keystr(path)}"
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise TypeError(
-            f"{where} is of type {type(source).__name__}, expected arrays, or what has a length and "
-            "row indexing"
+            f"{where} is of type {type(source).__name__}, expected an array, or what has a length "
+            "and row indexing"
         )
     shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
     if shape is None or dtype is None:
@@ -110,11 +115,13 @@ def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _gather(source: Any, index: np.ndarray) -> np.ndarray:
+def _gather(source: Any, index: np.ndarray, out: np.ndarray) -> np.ndarray:
     if isinstance(source, np.memmap):
         _is_whole(source)  # reading beyond a file's end would end the process
+    if isinstance(source, np.ndarray) and source.dtype == out.dtype:
+        return np.take(source, index, axis=0, out=out, mode="clip")  # "raise" would copy it
     if isinstance(source, np.ndarray):
-        return np.asarray(np.take(source, index, axis=0))
+        return np.take(source, index, axis=0)
     rows, back = np.unique(index, return_inverse=True)
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)
     if len(rows) < 4 * len(runs) and hasattr(source, "shape"):
@@ -142,43 +149,76 @@ def steps_of_a_chunk(data: HostRows, sampler: Any) -> int:
 
 def stream(
     data: HostRows, sampler: Any, state: State, lengths: Iterable[int], most: int
-) -> Iterator[tuple[int, PyTree]]:
-    """For each length, the rows of so many next steps on the device: arrays of (most, B, ...)."""
+) -> Generator[tuple[int, PyTree], None, None]:
+    """Each length, and the rows of so many next steps on the device: arrays of (most, B, ...).
+
+    They are good until the one after the next is asked for.
+    """
     own = jax.tree.map(jnp.copy, state.sampler)  # the run donates its own
-    ahead, x64 = _indices(sampler, own, most), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    steps = _indices(sampler, own, most)
 
-    def gather(length: int) -> tuple[int, PyTree]:
-        with jax.enable_x64(x64):  # which a thread does not inherit
-            return length, chunk(np.stack(list(islice(ahead, length))))
-
-    def chunk(index: np.ndarray) -> PyTree:
+    def read(length: int, out: PyTree) -> PyTree:
+        index = np.stack(list(islice(steps, length))).reshape(-1)
         if index.min() < 0 or index.max() >= len(data):
             raise IndexError(
                 f"the sampler {sampler!r} drew rows {index.min()} to {index.max()}, expected them "
                 f"in 0..{len(data) - 1}"
             )
-        rows = data.read(index.reshape(-1))
-        return jax.device_put(jax.tree.map(partial(_padded, index.shape, most), rows))
+        data.read(index, out)
+        batches = lambda x: x.reshape(most, sampler.batch_size, *x.shape[1:])  # noqa: E731
+        return jax.tree.map(batches, out)
 
-    return prefetched((partial(gather, length) for length in lengths), data.prefetch)
+    return _ahead(data, lengths, read, most * sampler.batch_size)
 
 
-def blocks(data: HostRows, batch_size: int) -> Iterator[PyTree]:
-    """All rows in order on the device, in blocks of whole batches, the last one shorter."""
+def blocks(data: HostRows, batch_size: int) -> Generator[tuple[int, PyTree], None, None]:
+    """All rows in order on the device, in blocks of whole batches, and where each begins.
+
+    They are good until the one after the next is asked for.
+    """
     size = max(1, data.chunk_bytes // max(data.row_bytes, 1) // batch_size) * batch_size
+    read = lambda begin, out: data.read(np.arange(begin, min(begin + size, len(data))), out)  # noqa: E731
+    return _ahead(data, range(0, len(data), size), read, min(size, len(data)))
+
+
+def _ahead(
+    data: HostRows, jobs: Iterable[T], read: Callable[[T, PyTree], PyTree], rows: int
+) -> Generator[tuple[T, PyTree], None, None]:
+    """Each job, and `read(job, out)` on the device, done by a thread `data.prefetch` jobs ahead.
+
+    `out` is one of a ring of buffers, for fresh memory costs more than the rows: as many as are
+    ahead, one in use, and one whose computation may not have ended.
+    """
+    ring = [
+        jax.tree.map(partial(_buffer, rows), data.host_shapes) for _ in range(data.prefetch + 2)
+    ]
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
-    def gather(begin: int) -> PyTree:
-        with jax.enable_x64(x64):
-            return jax.device_put(data.read(np.arange(begin, min(begin + size, len(data)))))
+    def put(job: T, out: PyTree) -> PyTree:
+        with jax.enable_x64(x64):  # which a thread does not inherit
+            return jax.block_until_ready(jax.device_put(read(job, out)))
 
-    return prefetched((partial(gather, i) for i in range(0, len(data), size)), data.prefetch)
+    pool = ThreadPoolExecutor(1, "jaxsgd-rows")
+    turns = zip(jobs, cycle(ring), strict=False)
+    tasks = ((job, pool.submit(put, job, out)) for job, out in turns)
+    try:
+        queue = deque(islice(tasks, data.prefetch))
+        while queue:
+            job, task = queue.popleft()
+            ready = task.result()
+            queue.extend(islice(tasks, 1))
+            yield job, ready
+    finally:
+        if not sys.is_finalizing():  # a loop left for good: the pool has ended by itself
+            pool.shutdown(cancel_futures=True)
 
 
-def _padded(batches: tuple[int, int], most: int, rows: np.ndarray) -> np.ndarray:
-    rows = rows.reshape(*batches, *rows.shape[1:])
-    short = most - len(rows)
-    return np.pad(rows, [(0, short)] + [(0, 0)] * (rows.ndim - 1)) if short else rows
+def _buffer(rows: int, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Uninitialised memory on a 64-byte boundary, which the CPU backend uses without a copy."""
+    size = rows * int(np.prod(shape.shape[1:])) * shape.dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(shape.dtype).reshape(rows, *shape.shape[1:])
 
 
 def _indices(sampler: Any, state: PyTree, steps: int) -> Iterator[np.ndarray]:
@@ -195,16 +235,3 @@ def _plan(sampler: Any, state: PyTree, *, steps: int) -> tuple[PyTree, jax.Array
         return state, batch.index
 
     return lax.scan(draw, state, length=steps)
-
-
-def prefetched(jobs: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
-    """The results of jobs, done one after the other in a thread, `depth` ahead."""
-    pool = ThreadPoolExecutor(1, "jaxsgd-rows")
-    try:
-        queue = deque(map(pool.submit, islice(jobs, depth)))
-        while queue:
-            result = queue.popleft().result()
-            queue.extend(map(pool.submit, islice(jobs, 1)))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -59,15 +59,18 @@ SAMPLERS = {
     "shuffled": jaxsgd.Shuffled(BATCH),
     "shuffled drop_last": jaxsgd.Shuffled(BATCH, drop_last=True),
     "with replacement": jaxsgd.WithReplacement(BATCH),
+    "blocks": jaxsgd.Blocks(BATCH, block=5, window=2),
 }
 WITHOUT_REPLACEMENT = {
     "full": lambda b, n: jaxsgd.FullBatch(size=n),
     "sequential": lambda b, n: jaxsgd.Sequential(b, size=n),
     "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
+    "blocks": lambda b, n: jaxsgd.Blocks(b, block=min(3, n), window=2, size=n),
 }
 RANDOM = {
     "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
     "with replacement": lambda b, n: jaxsgd.WithReplacement(b, size=n),
+    "blocks": lambda b, n: jaxsgd.Blocks(b, block=2, window=2, size=n),
 }
 # name: (gradient, initial carry)
 GRADIENTS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import jaxsgd
 
 ROOMS = [
-    "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "evaluation",
+    "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "streaming", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
-    "line_search", "stopping", "solver", "loops", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
+    "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
 ]  # fmt: skip
 
 

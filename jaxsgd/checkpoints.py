@@ -1,0 +1,227 @@
+"""The state of a run in a folder, to go on from tomorrow, through Orbax.
+
+A folder holds the newest few checkpoints, `checkpoint_000001`, `checkpoint_000002`, ...; each is
+written beside its place and renamed, so that a process killed at any moment leaves the last one
+whole. Beside the arrays lie their checksums and an outline: the structure, shapes and dtypes of
+what was saved, and in words what it belongs to (a solver's parts and numbers, its functions by name
+and code). What differs from it is refused, and said.
+"""
+
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.outlines import PYTHON, checksum, difference, is_key, on_host, outline
+from jaxsgd.pairs import PyTree
+
+PREFIX = "checkpoint_"
+
+
+def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
+    """Save the state of a run as the newest checkpoint of a folder.
+
+    Written beside its place and renamed: killed at any moment, or on a full disk, the last one
+    stays whole. Older ones than the newest `keep` are deleted after that.
+
+    Args:
+      path: the folder, made if there is none; it holds nothing else.
+      state: a `State`, or any pytree of arrays, keys and numbers: with a stop's state, the best
+        parameters, a history in NumPy arrays.
+      of: what the state belongs to: the solver, or a pytree of it and more (the data's shapes, a
+        stop). Not saved but outlined, so that `restore` can refuse another. A function is told
+        apart by its name, code, defaults and closure, not by globals that it reads.
+      keep: how many to keep, at least 1.
+
+    Returns:
+      The new checkpoint's folder.
+
+    Raises:
+      ImportError: Orbax is not installed (`pip install 'jaxsgd[checkpoints]'`).
+      FileExistsError: the folder holds other things than checkpoints of jaxsgd.
+      TypeError: a leaf is no array, key or number.
+
+    >>> data = jnp.arange(4.0), 3 * jnp.arange(4.0)
+    >>> loss = lambda w, row: (row[0] * w - row[1]) ** 2
+    >>> solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(2), jaxsgd.Momentum(0.1, 0.5))
+    >>> start = solver.init(jnp.zeros(()), data, key=jax.random.key(0))
+    >>> state, _ = jaxsgd.run(solver, start, data, steps=20)
+    >>> folder = jaxsgd.save("run", state, of=solver)
+    >>> again = jaxsgd.restore("run", like=start, of=solver)
+    >>> int(again.step), bool(again.params == state.params)
+    (20, True)
+    """
+    keep = checks.integer(keep, "save's keep", 1)
+    ocp = _orbax()
+    folder = Path(path).absolute()
+    _own(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob(f"{PREFIX}*.orbax-checkpoint-tmp*"):  # of a process that was killed
+        shutil.rmtree(torn, ignore_errors=True)
+    arrays = {name: _host(leaf, name) for name, leaf in _named(state).items()}
+    about = {
+        "format": 1,
+        "python": PYTHON,
+        "state": outline(state, "state", with_values=False),
+        "of": None if of is None else outline(of),
+        "checksums": {name: checksum(array) for name, array in arrays.items()},
+        "shapes": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
+    }
+    found = checkpoints(folder)
+    number = 1 + (int(found[-1].name.removeprefix(PREFIX)) if found else 0)
+    new = folder / f"{PREFIX}{number:06d}"
+    # Orbax refuses arrays without entries; their shape says all
+    filled = {name: array for name, array in arrays.items() if array.size}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(
+            arrays=ocp.args.PyTreeSave(filled), about=ocp.args.JsonSave(about)
+        )
+        checkpointer.save(new, args=args)
+    for old in found[: max(0, len(found) + 1 - keep)]:
+        shutil.rmtree(old, ignore_errors=True)
+    return new
+
+
+def restore(path: Any, like: PyTree, *, of: PyTree = None) -> PyTree:
+    """The newest whole checkpoint of a folder.
+
+    Args:
+      path: the folder.
+      like: a pytree of the structure, shapes and dtypes of the one saved, such as what
+        `solver.init` returns. Its values play no part, but arrays are put where its own were put by
+        hand. A NumPy array may have been of another length: a history grows.
+      of: what the state belongs to, as in `save`; not looked at if not given.
+
+    Returns:
+      The state, in buffers of its own.
+
+    Raises:
+      ImportError: Orbax is not installed.
+      FileNotFoundError: there is no checkpoint.
+      FileExistsError: the folder holds other things than checkpoints of jaxsgd.
+      ValueError: the state, or what it belongs to, differs from what was saved; or none of the
+        checkpoints is whole. One that is torn is left out with a warning.
+
+    >>> start = {"params": jnp.zeros(2), "losses": np.zeros(0)}
+    >>> folder = jaxsgd.save("own loop", {"params": jnp.ones(2), "losses": np.array([0.5, 0.25])})
+    >>> jaxsgd.restore("own loop", like=start)
+    {'losses': array([0.5 , 0.25]), 'params': Array([1., 1.], dtype=float32)}
+    """
+    ocp = _orbax()
+    folder = Path(path).absolute()
+    _own(folder)
+    found = checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    for newest in reversed(found):
+        try:
+            arrays, about = _read(ocp, newest)
+        except Exception as error:  # whatever a torn file makes of Orbax and its libraries
+            first = str(error).strip().splitlines()[:1]
+            told = f"{newest} is not whole and was left out: {''.join(first)[:200]}"
+            warnings.warn(told, stacklevel=2)
+            continue
+        different = _difference(about, like, of)
+        if different is not None:
+            raise ValueError(f"{newest} holds another run: {different}")
+        return _placed(like, arrays)
+    raise ValueError(f"{folder} holds {len(found)} checkpoints, none of them whole")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest last."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def _own(folder: Path) -> None:
+    """Refuse a folder in which others keep things: old checkpoints are deleted in it."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, expected a folder of checkpoints")
+    foreign = [] if not folder.exists() else sorted(p.name for p in folder.iterdir())
+    foreign = [name for name in foreign if not name.startswith(PREFIX)]
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds {foreign[0]!r}, which is no checkpoint of jaxsgd, expected a folder "
+            "of its own"
+        )
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ImportError("checkpoints need Orbax: pip install 'jaxsgd[checkpoints]'") from error
+    return ocp
+
+
+# arrays
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """The leaves under names that a person can read and a file system bear."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    words = [re.sub(r"\W+", ".", jax.tree_util.keystr(path)).strip(".") for path, _ in leaves]
+    return {
+        f"{i}.{word}": leaf for i, (word, (_, leaf)) in enumerate(zip(words, leaves, strict=True))
+    }
+
+
+def _host(leaf: Any, name: str) -> np.ndarray:
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+        kind = type(leaf).__name__
+        raise TypeError(f"{name} is {leaf!r} of type {kind}, expected an array, a key or a number")
+    return on_host(leaf)
+
+
+def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        about = checkpointer.restore(folder, ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        if about["format"] != 1:
+            raise ValueError(f"it is of format {about['format']}, expected 1")
+        filled: dict[str, Any] = {}
+        if any(0 not in shape for _, *shape in about["shapes"].values()):
+            args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore())
+            filled = checkpointer.restore(folder, args).arrays
+    arrays = {}
+    for name, (dtype, *shape) in about["shapes"].items():
+        array = np.asarray(filled[name] if 0 not in shape else [], jnp.dtype(dtype)).reshape(shape)
+        if checksum(array) != about["checksums"][name]:
+            raise ValueError(f"the checksum of {name} is wrong")
+        arrays[name] = array
+    return arrays, about
+
+
+def _placed(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
+    def place(old: Any, array: np.ndarray) -> Any:
+        if isinstance(old, bool | int | float):
+            return type(old)(array)
+        if isinstance(old, np.ndarray | np.generic):
+            return array.copy() if isinstance(old, np.ndarray) else array[()]
+        sharding = getattr(old, "sharding", None)
+        if isinstance(old, jax.Array) and not old.committed:
+            sharding = None
+        if not is_key(old):
+            return jax.device_put(array, sharding, may_alias=False)
+        words = jax.device_put(array, may_alias=False)
+        key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(old))
+        return key if sharding is None else jax.device_put(key, sharding)
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, map(place, leaves, arrays.values()))
+
+
+def _difference(about: dict[str, Any], like: PyTree, of: PyTree) -> str | None:
+    """What of a checkpoint differs from what is given, the parts before the state."""
+    state = difference(about["state"], outline(like, "state", with_values=False), about["python"])
+    if of is None:
+        return state
+    if about["of"] is None:
+        return "it was saved without of="
+    return difference(about["of"], outline(of), about["python"]) or state

@@ -1,0 +1,146 @@
+"""What a pytree is, in words that are the same in another process: to tell one run from another."""
+
+import hashlib
+import inspect
+import re
+import sys
+import types
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd.pairs import PyTree
+
+PYTHON = ".".join(map(str, sys.version_info[:2]))
+CODE = re.compile(r" code [0-9a-f]{16}")
+
+
+class Outline(dict[str, str]):
+    """Each node and leaf of a tree in words, by its path."""
+
+
+def outline(tree: PyTree, name: str = "", *, with_values: bool = True) -> Outline:
+    """The outline of a tree, or the outline that it is.
+
+    A node is its type and static fields, a function its name and a digest of its code, defaults and
+    closure. A leaf is its dtype and shape and, `with_values`, its number or an array's checksum;
+    without them a NumPy array may be of any length.
+    """
+    if isinstance(tree, Outline):
+        return tree
+    children, structure = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: x is not tree
+    )
+    node = structure.node_data()  # type: ignore[attr-defined]
+    if node is None:
+        return Outline({name: _leaf(tree, with_values)})
+    told = Outline({name: _node(*node)})
+    for path, child in children:
+        inner = jax.tree_util.keystr(path, simple=True)
+        told |= outline(child, f"{name}.{inner}" if name else inner, with_values=with_values)
+    return told
+
+
+def difference(saved: dict[str, str], given: dict[str, str], python: str) -> str | None:
+    """The first difference of two outlines in words, the first made under that Python version."""
+    for name in {**saved, **given}:
+        texts = [tree.get(name, "not there") for tree in (saved, given)]
+        if python != PYTHON:  # whose code is another for the same function
+            texts = [CODE.sub("", text) for text in texts]
+        if texts[0] != texts[1]:
+            return f"its {name or 'root'} is {texts[0]}, but {texts[1]} was given"
+    return None
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds typed keys."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """An array, number or the words of a key as a NumPy array."""
+    return np.asarray(jax.device_get(jax.random.key_data(leaf) if is_key(leaf) else leaf))
+
+
+def checksum(array: np.ndarray) -> int:
+    """A CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _leaf(leaf: Any, with_values: bool) -> str:
+    if isinstance(leaf, np.ndarray) and not with_values:
+        return f"NumPy {leaf.dtype}{list(leaf.shape[1:])}"
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return _words(leaf) if with_values else type(leaf).__name__
+    told = f"{leaf.dtype}{list(leaf.shape)}"
+    has_value = with_values and not isinstance(leaf, jax.ShapeDtypeStruct)
+    return f"{told} {_words(leaf)}" if has_value else told
+
+
+def _node(kind: type, aux: Any) -> str:
+    if kind in (dict, list, tuple, type(None)) or hasattr(kind, "_fields") or aux is None:
+        return kind.__name__
+    fields = getattr(kind, "__dataclass_fields__", {}).values()
+    names = [field.name for field in fields if field.metadata.get("static")]
+    if names and isinstance(aux, tuple) and len(names) == len(aux):
+        statics = zip(names, aux, strict=True)
+        return f"{kind.__name__}({', '.join(f'{name}={_words(x)}' for name, x in statics)})"
+    return f"{kind.__name__}{_words(aux)}"
+
+
+def _words(value: Any, depth: int = 5) -> str:
+    inner = lambda x: _words(x, depth - 1)  # noqa: E731
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        host = on_host(value)
+        is_number = host.ndim == 0
+        return str(host) if is_number else f"{host.dtype}{list(host.shape)} {checksum(host):08x}"
+    if depth == 0:
+        return _plain(value)
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(inner, value))})"
+    if isinstance(value, set | frozenset):
+        return f"({', '.join(sorted(map(inner, value)))})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {inner(x)}" for key, x in value.items()) + "}"
+    if isinstance(value, type):
+        return value.__qualname__
+    if isinstance(value, types.MethodType):
+        return f"{inner(value.__func__)} of {inner(value.__self__)}"
+    function = inspect.unwrap(value) if callable(value) else value  # out of a jit, say
+    if isinstance(function, types.FunctionType):
+        held = function.__defaults__, function.__kwdefaults__, _closure(function)
+        digest = hashlib.sha256(f"{_code(function.__code__)} {inner(held)}".encode()).hexdigest()
+        return f"{function.__module__}.{function.__qualname__} code {digest[:16]}"
+    if not jax.tree_util.all_leaves([value]):
+        return inner(list(outline(value).values()))
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:500]
+
+
+def _closure(function: types.FunctionType) -> list[Any]:
+    return [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    def word(constant: Any) -> Any:
+        if isinstance(constant, types.CodeType):
+            return _code(constant)
+        # a set's order is another in each process
+        return sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
+
+    return [code.co_code.hex(), code.co_names, [word(constant) for constant in code.co_consts]]

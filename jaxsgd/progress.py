@@ -1,0 +1,67 @@
+"""What a person at a terminal sees of a fit, and how it is told to end."""
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+class Bar:
+    """tqdm's bar over epochs, or nothing."""
+
+    def __init__(self, show: bool, epochs: int, rows: int, done: int = 0):
+        self.bar, self.rows = None, rows
+        if show:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                told = (
+                    "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
+                )
+                warnings.warn(told, stacklevel=3)
+            else:
+                self.bar = tqdm(total=epochs, initial=done, unit="epoch")
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+
+    def show(self, history: dict[str, np.ndarray]) -> None:
+        """The last epoch of a history, if it is new."""
+        done = len(history["epoch"])
+        if self.bar is not None and done > self.bar.n:
+            shown = {k: f"{v[-1]:.4g}" for k, v in history.items() if "loss" in k}
+            speed = f"{self.rows / history['seconds'][-1]:.3g}"
+            self.bar.set_postfix(shown | {"rows/s": speed}, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that no epoch's donated state is lost half way."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread alone
+        return
+
+    def handler(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
