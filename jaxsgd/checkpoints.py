@@ -58,9 +58,8 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
     (20, True)
     """
     keep = checks.integer(keep, "save's keep", 1)
+    folder = own_folder(path)
     ocp = _orbax()
-    folder = Path(path).absolute()
-    _own(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for torn in folder.glob(f"{PREFIX}*.orbax-checkpoint-tmp*"):  # of a process that was killed
         shutil.rmtree(torn, ignore_errors=True)
@@ -113,9 +112,8 @@ def restore(path: Any, like: PyTree, *, of: PyTree = None) -> PyTree:
     >>> jaxsgd.restore("own loop", like=start)
     {'losses': array([0.5 , 0.25]), 'params': Array([1., 1.], dtype=float32)}
     """
+    folder = own_folder(path)
     ocp = _orbax()
-    folder = Path(path).absolute()
-    _own(folder)
     found = checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
@@ -140,8 +138,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
-def _own(folder: Path) -> None:
-    """Refuse a folder in which others keep things: old checkpoints are deleted in it."""
+def own_folder(path: Any) -> Path:
+    """The folder's absolute path. Refused if others keep things there: `save` deletes in it."""
+    _orbax()
+    folder = Path(path).absolute()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder of checkpoints")
     foreign = [] if not folder.exists() else sorted(p.name for p in folder.iterdir())
@@ -151,6 +151,7 @@ def _own(folder: Path) -> None:
             f"{folder} holds {foreign[0]!r}, which is no checkpoint of jaxsgd, expected a folder "
             "of its own"
         )
+    return folder
 
 
 def _orbax() -> Any:

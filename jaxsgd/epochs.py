@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxsgd import checks
 from jaxsgd.averaging import averaged, find_average
-from jaxsgd.checkpoints import checkpoints, restore, save
+from jaxsgd.checkpoints import checkpoints, own_folder, restore, save
 from jaxsgd.chunks import Piece, advances
 from jaxsgd.evaluation import evaluate
 from jaxsgd.outlines import Outline, outline
@@ -80,7 +80,7 @@ class Work:
             reason=int(Reason.EPOCHS),
             history={n: np.zeros(0, int if n in ("epoch", "step") else float) for n in names},
         )
-        if self.checkpoint is None or not checkpoints(self.checkpoint):
+        if self.checkpoint is None or not checkpoints(own_folder(self.checkpoint)):
             return course
         course = restore(self.checkpoint, course, of=self.outline)
         if course.reason == Reason.INTERRUPTED:
@@ -180,9 +180,12 @@ class Work:
     @cached_property
     def outline(self) -> Outline:
         """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""
-        names = "solver", "metrics", "weight", "stop", "monitor", "key"
-        told = {name: getattr(self, name) for name in names}
-        return outline(told | {"data": _shapes(self.data), "validation": _shapes(self.rows)})
+        told = Outline()
+        for name in ("solver", "key", "stop", "monitor", "metrics", "weight"):
+            told |= outline(getattr(self, name), name)
+        told |= outline(_shapes(self.data), "data")
+        told |= outline(_shapes(self.rows), "validation")
+        return told
 
 
 def params_of(state: State) -> PyTree:

@@ -39,7 +39,7 @@ def outline(tree: PyTree, name: str = "", *, with_values: bool = True) -> Outlin
         return Outline({name: _leaf(tree, with_values)})
     told = Outline({name: _node(*node)})
     for path, child in children:
-        inner = jax.tree_util.keystr(path, simple=True)
+        inner = jax.tree_util.keystr(path, simple=True).strip(".")
         told |= outline(child, f"{name}.{inner}" if name else inner, with_values=with_values)
     return told
 
@@ -77,8 +77,10 @@ def _leaf(leaf: Any, with_values: bool) -> str:
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return _words(leaf) if with_values else type(leaf).__name__
     told = f"{leaf.dtype}{list(leaf.shape)}"
-    has_value = with_values and not isinstance(leaf, jax.ShapeDtypeStruct)
-    return f"{told} {_words(leaf)}" if has_value else told
+    if not with_values or isinstance(leaf, jax.ShapeDtypeStruct):
+        return told
+    host = on_host(leaf)
+    return f"{told} " + (str(host[()]) if host.ndim == 0 else f"{checksum(host):08x}")
 
 
 def _node(kind: type, aux: Any) -> str:
@@ -95,10 +97,8 @@ def _node(kind: type, aux: Any) -> str:
 def _words(value: Any, depth: int = 5) -> str:
     inner = lambda x: _words(x, depth - 1)  # noqa: E731
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        host = on_host(value)
-        is_number = host.ndim == 0
-        return str(host) if is_number else f"{host.dtype}{list(host.shape)} {checksum(host):08x}"
-    if depth == 0:
+        return _leaf(value, True)
+    if depth == 0 or value is None:
         return _plain(value)
     if isinstance(value, list | tuple):
         return f"({', '.join(map(inner, value))})"

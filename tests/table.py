@@ -127,3 +127,9 @@ def start(solver, carry, seed=0, dtype=jnp.float32):
     params, data = problem(dtype)
     carry = None if carry is None else jnp.asarray(carry, jnp.float32)
     return solver.init(params, data, key=jax.random.key(seed), carry=carry), data
+
+
+def key_data(tree):
+    """Keys as their words, so that trees with keys can be compared."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)

@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from itertools import islice
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 import jaxsgd
 from tests import table
+from tests.table import key_data
 
 
 @contextlib.contextmanager
@@ -32,12 +34,6 @@ def no_compilation():
 
 def everything(state, info):
     return info, state.params
-
-
-def key_data(tree):
-    """Keys as their words, so that trees with keys can be compared."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
 # 1 and 2: samplers
@@ -323,15 +319,17 @@ def test_no_two_leaves_of_a_state_share_a_buffer_and_none_is_the_callers(name):
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key, carry)))
 
 
-def test_fit_donates_its_own_state():
-    from jaxsgd.fit import _epoch
+def test_fit_and_chunks_donate_states_of_their_own():
+    from jaxsgd.chunks import _Record, advances
 
     solver, _ = table.all_solvers()["momentum"]
     state, data = table.start(solver, None)
-    args = jaxsgd.pairs.as_arguments((solver, state, data))
-    _epoch(*args, steps=3)
+    next(advances(solver, state, data, [3], _Record(None), most=3))
     assert state.params["weight"].is_deleted()
     assert not data[0].is_deleted()
+    first, _ = table.start(solver, None)
+    states = [first, *(state for state, _ in islice(jaxsgd.chunks(solver, first, data, 3), 3))]
+    assert not any(x.is_deleted() for x in jax.tree.leaves(states))
 
 
 def test_after_fit_the_callers_arrays_are_alive_and_run_donates_nothing():

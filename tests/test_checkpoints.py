@@ -1,0 +1,299 @@
+"""Checkpoints: killed at any moment, a run goes on as if it had never been."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsgd
+from jaxsgd import checkpoints
+from tests import table
+from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
+from tests.table import key_data
+
+EPOCHS = 40
+
+
+def kept(folder):
+    """All arrays of the newest checkpoint, but for the seconds: they differ from run to run."""
+    arrays, _ = checkpoints._read(checkpoints._orbax(), checkpoints.checkpoints(folder)[-1])
+    return {name: array for name, array in arrays.items() if "seconds" not in name}
+
+
+def same(one, other):
+    chex.assert_trees_all_equal(key_data(one.state), key_data(other.state))
+    chex.assert_trees_all_equal((one.params, one.last), (other.params, other.last))
+    assert one.reason == other.reason
+    for name in set(one.history) - {"seconds"}:
+        np.testing.assert_array_equal(one.history[name], other.history[name])
+
+
+def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
+    random.seed(0)
+    folder, cache = tmp_path / "killed", str(tmp_path / "cache")
+    start = partial(PROCESSES.Process, target=in_a_process)
+    begun = PROCESSES.Event()
+    warm = start(args=(tmp_path / "warm", cache, 1, begun))
+    warm.start()
+    warm.join()  # compiles, so that the others need not and leave its cache alone
+    kills = torn = 0
+    for i in range(20):
+        begun = PROCESSES.Event()
+        process = start(args=(folder, cache, EPOCHS, begun))
+        process.start()
+        if i % 5:  # from the first epoch on, else from the start of the process
+            begun.wait()
+        time.sleep(random.uniform(0, 0.3))
+        kills += process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        torn += any("tmp" in path.name for path in folder.glob("*"))
+    assert kills == 20
+    assert torn >= 3  # writes were among the moments
+    process = start(args=(folder, cache, EPOCHS, begun))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    whole = fit(tmp_path / "whole", EPOCHS, every=1000)
+    chex.assert_trees_all_equal(kept(folder), kept(tmp_path / "whole"))  # patience and all
+    same(fit(folder, EPOCHS), whole)  # one that has ended is handed out at once
+    assert len(whole.history["epoch"]) == EPOCHS
+    assert len(checkpoints.checkpoints(folder)) == 3
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(epoch):
+    def log(record):
+        if record["epoch"] == epoch:
+            raise Crash
+
+    return log
+
+
+@pytest.mark.parametrize("every", [1, 3, 5, 7, 10])  # twice an epoch, at its end, across epochs
+def test_a_failed_fit_goes_on_from_where_it_failed(tmp_path, every):
+    whole = fit(None)
+    with pytest.raises(Crash) as caught:
+        fit(tmp_path, every=every, log=crash_at(2))
+    assert len(caught.value.result.history["epoch"]) == 1
+    assert int(caught.value.result.state.step) == 10
+    assert "fit stood at step 10" in caught.value.__notes__[0]
+    with pytest.raises(Crash):
+        fit(tmp_path, every=every, log=crash_at(4))
+    same(fit(tmp_path, every=every), whole)
+
+
+def test_epochs_are_the_total_and_what_has_ended_stays_so(tmp_path):
+    first = fit(tmp_path, epochs=2)
+    assert first.history["epoch"].tolist() == [1, 2]
+    same(fit(tmp_path, epochs=6), fit(None))
+    stop = jaxsgd.EarlyStopping(2, min_delta=10.0)
+    shutil.rmtree(tmp_path)
+    ended = fit(tmp_path, epochs=50, stop=stop)
+    assert ended.reason == jaxsgd.Reason.NO_IMPROVEMENT
+    logged = []
+    same(fit(tmp_path, epochs=50, stop=stop, log=logged.append), ended)
+    assert not logged
+
+
+def other_loss(params, row):
+    return table.loss(params, row) * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"loss": other_loss}, r"solver.gradient.loss.fn is Function\(fn=tests.table.loss code"),
+        ({"loss": lambda p, r: table.loss(p, r)}, r"but Function\(fn=tests.test_checkpoints.<lambda>"),
+        ({"rule": "adam schedule"}, r"solver.rule is Momentum\(\), but Adam\(\)"),
+        ({"rate": 0.1}, r"rule.learning_rate.initial is float32\[\] 0.05, but float32\[\] 0.1 was given"),
+        ({"batch_size": 4}, r"solver.sampler is Shuffled\(batch_size=8.*but Shuffled\(batch_size=4"),
+        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty is NoneType, but L2"),
+        ({"key": jax.random.key(1)}, r"its key is key<fry>\[\] "),
+        ({"stop": jaxsgd.EarlyStopping(6)}, "stop.patience"),
+        ({"metrics": {"error": table.residual}}, "metrics.error is not there"),
+        ({"row_weight": np.arange(40.0)}, r"solver.row_weight is NoneType, but float32\[40\]"),
+        ({"validation": table.problem(n=20)[1]}, r"validation.0 is float32\[40, 3\], but float32\[20, 3\]"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, change, told):
+    folder = tmp_path_factory.getbasetemp() / "one run"
+    if not folder.exists():
+        fit(folder, epochs=1, every=5)
+    with pytest.raises(ValueError, match=r"checkpoint_000001 holds another run: .*" + told):
+        fit(folder, epochs=1, **change)
+
+
+def test_what_a_factory_closed_over_tells_two_functions_apart():
+    from jaxsgd.outlines import difference, outline
+
+    def make(scale):
+        return lambda params, row: scale * table.loss(params, row)
+
+    of = lambda loss: outline(jaxsgd.Solver(loss, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1)))  # noqa: E731
+    python = ".".join(map(str, sys.version_info[:2]))
+    assert difference(of(make(1.0)), of(make(1.0)), python) is None
+    assert "code" in difference(of(make(1.0)), of(make(2.0)), python)
+    assert difference(of(make(jnp.ones(3))), of(make(jnp.ones(3))), python) is None
+    assert difference(of(make(jnp.ones(3))), of(make(jnp.zeros(3))), python) is not None
+    assert difference(of(make(1.0)), of(make(2.0)), "3.99") is None  # its code says nothing here
+    assert difference(of(make(1.0)), of(jax.jit(make(1.0))), python) is None
+
+
+def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
+    states = {name: table.start(*table.all_solvers()[name])[0] for name in table.NAMES}
+    tree = {
+        "states": states,
+        "key": jax.random.key(7, impl="rbg"),
+        "bfloat16": jnp.ones(3, jnp.bfloat16),
+        "empty": jnp.zeros((0, 2)),
+        "history": np.arange(3.0),
+        "best": 0.25,
+        "none": None,
+    }
+    jaxsgd.save(tmp_path, tree)
+    like = jax.tree.map(lambda x: x, tree) | {"history": np.zeros(0), "best": 1.0}
+    again = jaxsgd.restore(tmp_path, like)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    chex.assert_trees_all_equal(key_data(again["states"]), key_data(states))
+    assert jnp.array_equal(again["key"], tree["key"])
+    assert again["bfloat16"].dtype == jnp.bfloat16
+    assert isinstance(again["history"], np.ndarray)
+    assert again["history"].tolist() == [0, 1, 2]
+    assert again["best"] == 0.25
+    solver = table.all_solvers()["keyed"][0]
+    jaxsgd.run(solver, again["states"]["keyed"], table.problem()[1], 4)
+    for change, told in [
+        ({"bfloat16": jnp.ones(3)}, r"state.bfloat16 is bfloat16\[3\], but float32\[3\]"),
+        ({"bfloat16": jnp.ones(4, jnp.bfloat16)}, r"is bfloat16\[3\], but bfloat16\[4\]"),
+        ({"history": np.zeros((0, 2))}, r"NumPy float64\[\], but NumPy float64\[2\]"),
+        ({"more": 1.0}, "state.more is not there, but float was given"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            jaxsgd.restore(tmp_path, like | change)
+    with pytest.raises(ValueError, match="saved without of="):
+        jaxsgd.restore(tmp_path, like, of=solver)
+    with pytest.raises(TypeError, match="is 'text' of type str"):
+        jaxsgd.save(tmp_path, {"name": "text"})
+
+
+def values(folder):
+    return float(jaxsgd.restore(folder, small(0.0))["params"][0])
+
+
+def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        jaxsgd.restore(tmp_path, small(0.0))
+    for value in range(4):
+        jaxsgd.save(tmp_path, small(float(value)), keep=4)
+    jaxsgd.save(tmp_path, small(4.0), keep=4)
+    names = [path.name for path in checkpoints.checkpoints(tmp_path)]
+    assert names == [f"checkpoint_{i:06d}" for i in range(2, 6)]
+    folders = checkpoints.checkpoints(tmp_path)
+
+    def leaves_out(folder):
+        with pytest.warns(UserWarning, match=f"{folder.name} is not whole and was left out"):
+            return values(tmp_path)
+
+    biggest = lambda folder: max(folder.glob("arrays/**/d/*"), key=lambda p: p.stat().st_size)  # noqa: E731
+    assert values(tmp_path) == 4
+    damaged = biggest(folders[-1])
+    content = bytearray(damaged.read_bytes())
+    damaged.write_bytes(content[: len(content) // 2])
+    assert leaves_out(folders[-1]) == 3
+    shutil.rmtree(folders[-1])
+    shutil.rmtree(folders[-2] / "arrays")
+    assert leaves_out(folders[-2]) == 2
+    shutil.rmtree(folders[-2])
+    (folders[-3] / "about" / "metadata").write_text("{")
+    assert leaves_out(folders[-3]) == 1
+    shutil.rmtree(folders[-3])
+    damaged = biggest(folders[-4])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with (
+        pytest.warns(UserWarning, match="is not whole"),
+        pytest.raises(ValueError, match="holds 1 checkpoints, none of them whole"),
+    ):
+        values(tmp_path)
+
+
+def test_a_checksum_finds_what_the_format_does_not(tmp_path, monkeypatch):
+    jaxsgd.save(tmp_path, small(1.0))
+    monkeypatch.setattr(checkpoints, "checksum", lambda array: 0)
+    with (
+        pytest.warns(UserWarning, match="the checksum of 0.params is wrong"),
+        pytest.raises(ValueError, match="none of them whole"),
+    ):
+        values(tmp_path)
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "100").mkdir()
+    for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: values(tmp_path)):
+        with pytest.raises(FileExistsError, match="holds '100', which is no checkpoint of jaxsgd"):
+            act()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        jaxsgd.save(tmp_path / "file", small(0.0))
+    assert (tmp_path / "100").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks
+def test_on_a_full_disk_the_last_checkpoint_stays_and_fit_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    big = lambda: {"params": jnp.asarray(rng.normal(size=40_000), jnp.float32)}  # noqa: E731
+    first = big()
+    jaxsgd.save(tmp_path / "own", first)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        with pytest.raises(Exception, match="File too large|EFBIG"):
+            jaxsgd.save(tmp_path / "own", big())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+        with pytest.warns(UserWarning, match="the checkpoint of step .* in .* was not written"):
+            result = fit(tmp_path / "fit", epochs=2, every=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    chex.assert_trees_all_equal(jaxsgd.restore(tmp_path / "own", first), first)
+    same(result, fit(None, epochs=2))
+
+
+def test_a_state_of_one_device_goes_on_on_two_and_back(tmp_path):
+    jaxsgd.save(tmp_path, small(1.0))
+    ended = PROCESSES.Event()
+    process = PROCESSES.Process(target=on_two_devices, args=(tmp_path, ended))
+    process.start()
+    process.join()
+    assert ended.is_set()
+    assert values(tmp_path) == 2
+
+
+def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: fit(tmp_path)):
+        with pytest.raises(ImportError, match=r"pip install 'jaxsgd\[checkpoints\]'"):
+            act()
+    with pytest.raises(ValueError, match="every without checkpoint"):
+        jaxsgd.fit(
+            table.loss,
+            *table.problem(),
+            key=jax.random.key(0),
+            epochs=1,
+            learning_rate=0.1,
+            every=3,
+        )
