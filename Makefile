@@ -24,6 +24,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/streaming.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsgd needs Python 3.11 or newer; give PYTHON=...")'

@@ -67,11 +67,7 @@ def rows(data: PyTree, name: str = "data") -> int:
       TypeError: a leaf is no array.
       ValueError: no leaf, no row, or leaves of different length.
     """
-    if hasattr(data, "__next__"):
-        raise TypeError(
-            f"{name} is an iterator ({type(data).__name__}), which a compiled run would read only "
-            "once; expected arrays whose leading axis counts the rows"
-        )
+    no_iterator(data, name)
     lengths = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(data)):
         where = f"{name}{jax.tree_util.keystr(path)}"
@@ -95,6 +91,16 @@ def rows(data: PyTree, name: str = "data") -> int:
     if n == 0:
         raise ValueError(f"{name} has 0 rows, expected at least 1")
     return n
+
+
+def no_iterator(data: Any, name: str = "data") -> None:
+    """Refuse an iterator of batches where rows are meant."""
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{name} is an iterator ({type(data).__name__}), which a compiled run would read only "
+            "once; expected arrays whose leading axis counts the rows, or a loop over its batches "
+            "with solver.step_on(state, rows)"
+        )
 
 
 def one_a_row(value: Any, n: int, name: str) -> None:
@@ -128,9 +134,16 @@ def shapes(data: PyTree) -> PyTree:
 def alike(other: PyTree, data: PyTree, name: str) -> None:
     """Refuse rows that are not of the structure and shapes of the rows of `data`."""
     rows(other, name)
-    row = lambda tree: jax.tree.map(lambda x: x.shape[1:], shapes(tree))  # noqa: E731
-    if row(other) != row(data):
-        raise ValueError(f"a row of {name} has shape {row(other)}, expected {row(data)} as in data")
+    row = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], bool), shapes(tree))  # noqa: E731
+    if form(row(other)) != form(row(data)):
+        told = [jax.tree.map(lambda x: x.shape[1:], shapes(tree)) for tree in (other, data)]
+        raise ValueError(f"a row of {name} has shape {told[0]}, expected {told[1]} as in data")
+
+
+def form(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure and shapes of a tree, to be compared whatever its containers are."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
 def fits_32_bits(leaf: np.ndarray, where: str) -> None:

@@ -177,6 +177,11 @@ class Work:
             told = f"the checkpoint of step {step} in {self.checkpoint} was not written: {error}"
             warnings.warn(told, stacklevel=2)
 
+    def standing(self, course: Course) -> str:
+        """Where a fit that failed is to be found."""
+        told = f"fit stood at step {int(course.state.step)}: see this error's attribute `result`"
+        return told if self.checkpoint is None else f"{told}, and the checkpoint {self.checkpoint}"
+
     @cached_property
     def outline(self) -> Outline:
         """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""

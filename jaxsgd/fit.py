@@ -185,14 +185,10 @@ def fit(
             for course in work.courses(start, epochs, interrupted):
                 bar.show(course.history)
         except Exception as error:
-            work.keep(course)
-            error.result = _result(course)  # type: ignore[attr-defined]
-            told = (
-                f"fit stood at step {int(course.state.step)}: see this error's attribute `result`"
-            )
-            error.add_note(
-                told + ("" if checkpoint is None else f", and the checkpoint {checkpoint}")
-            )
+            if course is not start:  # something would be lost
+                work.keep(course)
+                error.result = _result(course)  # type: ignore[attr-defined]
+                error.add_note(work.standing(course))
             raise
         result = _result(course)
         if result.reason != Reason.EPOCHS:

@@ -86,8 +86,8 @@ class Minibatch:
 
 def _carry_like(carry: PyTree, before: PyTree) -> PyTree:
     """The new carry in the dtypes of the old one; another structure, shape or kind is refused."""
-    told: list[Any] = [jax.tree.map(lambda x: jnp.shape(x), tree) for tree in (carry, before)]
-    if told[0] != told[1]:
+    if checks.form(carry) != checks.form(before):
+        told = [jax.tree.map(jnp.shape, tree) for tree in (carry, before)]
         raise ValueError(f"the loss returned a carry of shapes {told[0]}, but was given {told[1]}")
 
     def cast(new: Any, old: jax.Array) -> jax.Array:

@@ -55,6 +55,7 @@ class HostRows:
     """
 
     def __init__(self, arrays: PyTree, *, prefetch: int = 2, chunk_bytes: int = 2**26):
+        checks.no_iterator(arrays)
         self.arrays = arrays
         self.prefetch = checks.integer(prefetch, "HostRows' prefetch", 1)
         self.chunk_bytes = checks.integer(chunk_bytes, "HostRows' chunk_bytes", 1)
@@ -100,13 +101,13 @@ class HostRows:
 
 def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
     where = f"data{jax.tree_util.keystr(path)}"
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise TypeError(
-            f"{where} is of type {type(source).__name__}, expected an array, or what has a length "
-            "and row indexing"
-        )
     shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
     if shape is None or dtype is None:
+        if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+            raise TypeError(
+                f"{where} is of type {type(source).__name__}, expected an array, or what has a "
+                "length and row indexing"
+            )
         row = np.asarray(source[0])
         shape, dtype = (len(source), *row.shape), row.dtype
     dtype = np.dtype(dtype)

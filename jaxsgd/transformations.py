@@ -205,7 +205,7 @@ def rate_used(rule: Any, before: PyTree, after: PyTree) -> jax.Array | None:
         return hyperparams["learning_rate"] if hyperparams else told[-1].learning_rate
     if isinstance(rule, FromOptax):
         factory = getattr(rule.factory, "func", rule.factory)  # Optax's own may be partials
-        if not getattr(factory, "__module__", "").startswith("optax."):
+        if not (getattr(factory, "__module__", None) or "").startswith("optax."):
             return None  # a factory of one's own may scale what it is given
         rate = (rule.numbers | rule.options).get("learning_rate")
         is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731

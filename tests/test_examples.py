@@ -14,6 +14,7 @@ import pytest
 import jaxsgd
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [f"jaxsgd.{m.name}" for m in pkgutil.iter_modules(jaxsgd.__path__)]
 
 
@@ -62,10 +63,21 @@ def test_every_public_name_has_an_example():
     assert not bare
 
 
-def test_readme(tmp_path, monkeypatch):
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries
+def test_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert blocks(page)
+    names: dict = {"__name__": page.stem}
+    for block in blocks(page):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_a_recipe_is_short():
+    for page in PAGES[1:]:
+        for block in blocks(page):
+            assert sum(bool(line.strip()) for line in block.splitlines()) < 25, block

@@ -1,5 +1,6 @@
 """run: what it keeps, what it costs, and what it refuses."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,13 +104,22 @@ def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
         )
 
 
-def test_step_on_takes_a_batch_of_ones_own():
+def test_a_step_takes_a_batch_of_ones_own_or_rows_from_elsewhere():
     solver, state, data = simple()
     batch, _ = solver.sampler_for(data).update(state.sampler)
-    own, _ = solver.step_on(state, data, batch)
     drawn, _ = solver.step(state, data)
-    np.testing.assert_array_equal(own.params["weight"], drawn.params["weight"])
-    assert int(own.sampler.step) == 0
+    rows = jax.tree.map(lambda x: x[batch.index], data)
+    for own in (
+        solver.step_at(state, data, batch)[0],
+        solver.step_on(state, rows, batch.weight)[0],
+        solver.step_on(state, rows)[0],  # this batch is full
+    ):
+        chex.assert_trees_all_equal(own.params, drawn.params)
+        assert int(own.sampler.step) == 0
+    with pytest.raises(ValueError, match=r"weight is of shape \(4,\), expected \(8,\)"):
+        solver.step_on(state, rows, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"rows\[0\] has 8, rows\[1\] has 4"):
+        solver.step_on(state, (rows[0], rows[1][:4]))
 
 
 def test_a_carry_is_neither_cut_nor_reshaped():
