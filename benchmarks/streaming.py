@@ -1,4 +1,4 @@
-"""Rows that stay on the disk: softmax regression over a memory map, beside resident data and PyTorch.
+"""Rows on the disk: softmax regression over a memory map, beside resident data and PyTorch.
 
     python benchmarks/streaming.py                  # a file of 4 GB in the temporary folder
     python benchmarks/streaming.py --rows 200000    # a smaller one
@@ -149,10 +149,8 @@ def main() -> None:
     for name in names:
         ratio = np.median(np.divide(times["resident"], times[name]))
         held = max(max(turn[name]["memory"]) for turn in rounds)
-        loss = rounds[-1][name]["loss"]
-        print(
-            f"| {name} | {np.median(times[name]) * 1e6:.0f} | {ratio:.2f} | {held:.0f} | {loss:.4f} |"
-        )
+        step, loss = np.median(times[name]) * 1e6, rounds[-1][name]["loss"]
+        print(f"| {name} | {step:.0f} | {ratio:.2f} | {held:.0f} | {loss:.4f} |")
     for name in names[2:]:
         ratios = np.divide(times[name], times["HostRows"])
         print(f"\nHostRows is {np.median(ratios):.1f} x as fast as {name}", end="")
