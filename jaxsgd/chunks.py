@@ -126,7 +126,8 @@ def advances(
 ) -> Generator[Piece, None, None]:
     """A run by lengths, each at most `most` steps; rows on the host are cut finer. Donates `state`.
 
-    With `guard` a piece that is not finite is run again up to the step that was not, and ends it.
+    With `guard` traces are NumPy arrays, and a piece that is not finite is run again up to the step
+    that was not, and ends it.
     """
     size = None
     if isinstance(data, HostRows):
@@ -138,17 +139,21 @@ def advances(
         solver, data, record = as_arguments((solver, data, record))
         feeds = ((length, data) for length in lengths)
     before: PyTree = ()
+    on_device: dict[int, jax.Array] = {}
     with closing(feeds):
         for steps, rows in feeds:
-            length = as_arguments(steps)
-            options = {"most": most, "size": size}
+            if steps not in on_device:
+                on_device[steps] = as_arguments(steps)
+            length = on_device[steps]
             state, trace, finite = _advance(
-                solver, state, rows, record, length, guard=guard, **options
+                solver, state, rows, record, length, most=most, guard=guard, size=size
             )
-            if guard and not jax.device_get(finite):
-                state = _until_not_finite(solver, state, rows, length, size=size)
-                yield Piece(state, steps, trace, False)
-                return
+            if guard:
+                trace, finite = jax.device_get((trace, finite))
+                if not finite:
+                    state = _until_not_finite(solver, state, rows, length, size=size)
+                    yield Piece(state, steps, trace, False)
+                    return
             jax.block_until_ready(before)  # one call ahead, no more: each needs the rows of its own
             before = finite
             yield Piece(state, steps, trace, True)

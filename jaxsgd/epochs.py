@@ -30,6 +30,7 @@ class Course(NamedTuple):
     """Where a fit stands. Cut anywhere, it goes on bit for bit the same."""
 
     state: State
+    step: int  # of the state, on the host
     memory: PyTree  # of the stop
     best: PyTree  # the best parameters, where the stop watches validation
     best_value: float
@@ -42,7 +43,7 @@ class Course(NamedTuple):
 
     def is_at_end_of_epoch(self, steps: int) -> bool:
         """Whether all steps of an epoch are taken, or all that can be, and it has no record yet."""
-        ended = self.reason == Reason.DIVERGED or int(self.state.step) % steps == 0
+        ended = self.reason == Reason.DIVERGED or self.step % steps == 0
         return ended and self.rows > 0
 
 
@@ -70,6 +71,7 @@ class Work:
         watches_held_out = self.stop is not None and "validation_" in self.monitor
         course = Course(
             state=state,
+            step=0,
             memory=None if self.stop is None else as_arguments(self.stop.init()),
             best=jax.tree.map(jnp.copy, params_of(state)) if watches_held_out else None,
             best_value=math.inf,
@@ -91,16 +93,14 @@ class Work:
         self, course: Course, epochs: int, interrupted: threading.Event
     ) -> Iterator[Course]:
         """The course after each call of the compiled program, and after each epoch's record."""
-        at, kept = int(course.state.step), -1
+        kept = at = course.step
         if course.is_at_end_of_epoch(self.steps):
-            course = self.end_epoch(course)
+            course, kept = self.end_epoch(course), -1
             yield course
         ahead = course.reason == Reason.EPOCHS
         cuts = _cuts(at, epochs * self.steps, self.steps, self.every) if ahead else iter(())
-        record, most = (
-            Function(_told if self.stop is None else _told_norms),
-            min(self.steps, self.every),
-        )
+        record = Function(_told if self.stop is None else _told_norms)
+        most = min(self.steps, self.every)
         pieces = advances(self.solver, course.state, self.data, cuts, record, most=most, guard=True)
         start = time.perf_counter()
         with closing(pieces):
@@ -112,7 +112,7 @@ class Work:
                     if interrupted.is_set() and course.reason == Reason.EPOCHS:
                         course = course._replace(reason=int(Reason.INTERRUPTED))
                     yield course
-                at = int(course.state.step)
+                at = course.step
                 if at % self.every == 0 or course.reason != Reason.EPOCHS:
                     self.keep(course)
                     kept = at
@@ -124,12 +124,12 @@ class Work:
 
     def add(self, course: Course, piece: Piece, start: float) -> Course:
         """The epoch's sums with those of some more steps, the same however they are cut."""
-        told = jax.device_get(piece.trace)
-        losses, rows, *norms = (np.asarray(x)[: piece.steps] for x in told)
+        losses, rows, *norms = (x[: piece.steps] for x in piece.trace)
         with np.errstate(all="ignore"):
-            sums = np.cumsum([course.loss, *(losses.astype(float) * rows)])  # one after the other
+            sums = np.cumsum(np.append(course.loss, losses.astype(float) * rows))  # one by one
         return course._replace(
             state=piece.state,
+            step=course.step + piece.steps if piece.finite else int(piece.state.step),
             norms=(float(norms[0][-1]), float(norms[1][-1])) if norms else course.norms,
             loss=float(sums[-1]),
             rows=course.rows + int(rows.sum()),
@@ -142,7 +142,7 @@ class Work:
         state = course.state
         record: dict[str, Any] = {
             "epoch": len(course.history["epoch"]) + 1,
-            "step": int(state.step),
+            "step": course.step,
             "loss": course.loss / course.rows,
             "seconds": course.seconds,
         }
@@ -173,13 +173,12 @@ class Work:
         try:
             save(self.checkpoint, course, of=self.outline)
         except Exception as error:  # a full disk, whatever the libraries make of it
-            step = int(course.state.step)
-            told = f"the checkpoint of step {step} in {self.checkpoint} was not written: {error}"
-            warnings.warn(told, stacklevel=2)
+            where = f"the checkpoint of step {course.step} in {self.checkpoint}"
+            warnings.warn(f"{where} was not written: {error}", stacklevel=2)
 
     def standing(self, course: Course) -> str:
         """Where a fit that failed is to be found."""
-        told = f"fit stood at step {int(course.state.step)}: see this error's attribute `result`"
+        told = f"fit stood at step {course.step}: see this error's attribute `result`"
         return told if self.checkpoint is None else f"{told}, and the checkpoint {self.checkpoint}"
 
     @cached_property

@@ -21,7 +21,7 @@ from tests import table
 from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
 from tests.table import key_data
 
-EPOCHS = 40
+EPOCHS = 30
 
 
 def kept(folder):
@@ -53,7 +53,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
         process.start()
         if i % 5:  # from the first epoch on, else from the start of the process
             begun.wait()
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.2))
         kills += process.is_alive()
         os.kill(process.pid, signal.SIGKILL)
         process.join()

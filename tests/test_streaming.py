@@ -15,7 +15,7 @@ import jaxsgd
 from tests import table
 from tests.table import key_data
 
-NAMES = ["full", "blocks", "keyed", "stateful", "momentum schedule"]
+NAMES = ["full", "keyed", "stateful", "momentum schedule"]
 
 
 def host(data, **options):
