@@ -7,7 +7,7 @@ from jaxsgd.checkpoints import restore, save
 from jaxsgd.chunks import chunks
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
-from jaxsgd.gradients import Minibatch
+from jaxsgd.gradients import Minibatch, take
 from jaxsgd.line_search import LineSearch
 from jaxsgd.loops import run, run_until
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
@@ -108,5 +108,6 @@ __all__ = [
     "run_until",
     "save",
     "static",
+    "take",
     "weights_only",
 ]

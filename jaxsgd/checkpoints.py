@@ -1,6 +1,6 @@
 """The state of a run in a folder, to go on from tomorrow, through Orbax.
 
-A folder holds the newest few checkpoints, `checkpoint_000001`, `checkpoint_000002`, ...; each is
+A folder holds the newest few checkpoints, `jaxsgd_000001`, `jaxsgd_000002`, ...; each is
 written beside its place and renamed, so that a process killed at any moment leaves the last one
 whole. Beside the arrays lie their checksums and an outline: the structure, shapes and dtypes of
 what was saved, and in words what it belongs to (a solver's parts and numbers, its functions by name
@@ -21,7 +21,7 @@ from jaxsgd import checks
 from jaxsgd.outlines import PYTHON, checksum, difference, is_key, on_host, outline
 from jaxsgd.pairs import PyTree
 
-PREFIX = "checkpoint_"
+NAME = re.compile(r"jaxsgd_(\d{6,})")
 
 
 def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
@@ -31,7 +31,7 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
     stays whole. Older ones than the newest `keep` are deleted after that.
 
     Args:
-      path: the folder, made if there is none; it holds nothing else.
+      path: the folder, made if there is none; it holds nothing else, and serves one run at a time.
       state: a `State`, or any pytree of arrays, keys and numbers: with a stop's state, the best
         parameters, a history in NumPy arrays.
       of: what the state belongs to: the solver, or a pytree of it and more (the data's shapes, a
@@ -61,8 +61,8 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
     folder = own_folder(path)
     ocp = _orbax()
     folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob(f"{PREFIX}*.orbax-checkpoint-tmp*"):  # of a process that was killed
-        shutil.rmtree(torn, ignore_errors=True)
+    for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
+        shutil.rmtree(rest, ignore_errors=True)
     arrays = {name: _host(leaf, name) for name, leaf in _named(state).items()}
     about = {
         "format": 1,
@@ -71,19 +71,18 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
         "of": None if of is None else outline(of),
         "checksums": {name: checksum(array) for name, array in arrays.items()},
         "shapes": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
+        "keys": {n: str(jax.random.key_impl(x)) for n, x in _named(state).items() if is_key(x)},
     }
     found = checkpoints(folder)
-    number = 1 + (int(found[-1].name.removeprefix(PREFIX)) if found else 0)
-    new = folder / f"{PREFIX}{number:06d}"
+    new = folder / f"jaxsgd_{1 + (_number(found[-1]) if found else 0):06d}"
     # Orbax refuses arrays without entries; their shape says all
     filled = {name: array for name, array in arrays.items() if array.size}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(
-            arrays=ocp.args.PyTreeSave(filled), about=ocp.args.JsonSave(about)
-        )
-        checkpointer.save(new, args=args)
+        items = {"about": ocp.args.JsonSave(about)}
+        items |= {"arrays": ocp.args.PyTreeSave(filled)} if filled else {}
+        checkpointer.save(new, args=ocp.args.Composite(**items))
     for old in found[: max(0, len(found) + 1 - keep)]:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old.rename(old.with_suffix(".deleted")), ignore_errors=True)
     return new
 
 
@@ -93,8 +92,9 @@ def restore(path: Any, like: PyTree, *, of: PyTree = None) -> PyTree:
     Args:
       path: the folder.
       like: a pytree of the structure, shapes and dtypes of the one saved, such as what
-        `solver.init` returns. Its values play no part, but arrays are put where its own were put by
-        hand. A NumPy array may have been of another length: a history grows.
+        `solver.init` returns, or `jax.eval_shape` of it. Its values play no part, but arrays are
+        put where its own were put by hand. NumPy arrays stay NumPy arrays, and may have been of
+        another length: a history grows.
       of: what the state belongs to, as in `save`; not looked at if not given.
 
     Returns:
@@ -125,27 +125,38 @@ def restore(path: Any, like: PyTree, *, of: PyTree = None) -> PyTree:
             told = f"{newest} is not whole and was left out: {''.join(first)[:200]}"
             warnings.warn(told, stacklevel=2)
             continue
+        if about["format"] != 1:
+            raise ValueError(
+                f"{newest} is of format {about['format']}, expected 1: a newer jaxsgd's"
+            )
         different = _difference(about, like, of)
         if different is not None:
-            raise ValueError(f"{newest} holds another run: {different}")
-        return _placed(like, arrays)
+            told = f"{newest} holds another run: {different}"
+            raise ValueError(f"{told}; give another run another folder")
+        return _placed(like, arrays, about["keys"])
     raise ValueError(f"{folder} holds {len(found)} checkpoints, none of them whole")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the newest last."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    found = [path for path in folder.glob("jaxsgd_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("jaxsgd_"))
 
 
 def own_folder(path: Any) -> Path:
     """The folder's absolute path. Refused if others keep things there: `save` deletes in it."""
     _orbax()
+    if "://" in str(path):
+        raise ValueError(f"{path} is a URL, expected a folder of this machine")
     folder = Path(path).absolute()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder of checkpoints")
-    foreign = [] if not folder.exists() else sorted(p.name for p in folder.iterdir())
-    foreign = [name for name in foreign if not name.startswith(PREFIX)]
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in names if not re.match(r"jaxsgd_\d{6,}(\.|$)|\.", name)]
     if foreign:
         raise FileExistsError(
             f"{folder} holds {foreign[0]!r}, which is no checkpoint of jaxsgd, expected a folder "
@@ -178,14 +189,15 @@ def _host(leaf: Any, name: str) -> np.ndarray:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
         kind = type(leaf).__name__
         raise TypeError(f"{name} is {leaf!r} of type {kind}, expected an array, a key or a number")
-    return on_host(leaf)
+    host = on_host(leaf)
+    if host.dtype.kind in "OUSMm" or host.dtype.names:
+        raise TypeError(f"{name} is an array of {host.dtype}, expected numbers")
+    return host
 
 
 def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         about = checkpointer.restore(folder, ocp.args.Composite(about=ocp.args.JsonRestore())).about
-        if about["format"] != 1:
-            raise ValueError(f"it is of format {about['format']}, expected 1")
         filled: dict[str, Any] = {}
         if any(0 not in shape for _, *shape in about["shapes"].values()):
             args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore())
@@ -199,8 +211,9 @@ def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     return arrays, about
 
 
-def _placed(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
-    def place(old: Any, array: np.ndarray) -> Any:
+def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
+    def place(old: Any, name: str) -> Any:
+        array = arrays[name]
         if isinstance(old, bool | int | float):
             return type(old)(array)
         if isinstance(old, np.ndarray | np.generic):
@@ -211,11 +224,11 @@ def _placed(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
         if not is_key(old):
             return jax.device_put(array, sharding, may_alias=False)
         words = jax.device_put(array, may_alias=False)
-        key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(old))
+        key = jax.random.wrap_key_data(words, impl=keys[name])
         return key if sharding is None else jax.device_put(key, sharding)
 
     leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, map(place, leaves, arrays.values()))
+    return jax.tree.unflatten(structure, map(place, leaves, arrays))
 
 
 def _difference(about: dict[str, Any], like: PyTree, of: PyTree) -> str | None:

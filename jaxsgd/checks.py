@@ -73,9 +73,11 @@ def rows(data: PyTree, name: str = "data") -> int:
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
             given = "a scalar" if getattr(leaf, "ndim", None) == 0 else f"a {type(leaf).__name__}"
+            hint = "convert it with jnp.asarray, or step over a loader's batches by solver.step_on"
+            if hasattr(leaf, "host_shapes"):
+                hint = "give HostRows all arrays: HostRows((x, y))"
             raise TypeError(
-                f"{where} is {given}, expected an array whose leading axis counts the "
-                "rows; convert it with jnp.asarray"
+                f"{where} is {given}, expected an array whose leading axis counts the rows; {hint}"
             )
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSMm":
             raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
@@ -104,9 +106,9 @@ def no_iterator(data: Any, name: str = "data") -> None:
 
 
 def one_a_row(value: Any, n: int, name: str) -> None:
-    """Refuse an array that has not one entry (on its last axis) for each of `n` rows."""
+    """Refuse an array that has not one entry for each of `n` rows."""
     shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)
-    if shape[-1:] != (n,):
+    if shape != (n,):
         raise ValueError(f"{name} is of shape {shape}, expected ({n},): one entry a row")
 
 
@@ -116,13 +118,11 @@ def weights(value: Any, name: str) -> None:
         return
     if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
         kind = type(value).__name__
-        raise TypeError(
-            f"{name} is {value!r} of type {kind}, expected an array with one entry a row"
-        )
+        raise TypeError(f"{name} is of type {kind}, expected an array with one entry a row")
     host = np.asarray(jax.device_get(value), np.float64)
     number(host.min(initial=0), f"{name}'s least entry")
     number(host.max(initial=0), f"{name}'s largest entry")
-    if not np.all(np.any(host > 0, axis=-1)):
+    if not np.all(np.any(host.astype(np.float32) > 0, axis=-1)):
         raise ValueError(f"{name} is 0 for all rows, expected one above 0")
 
 

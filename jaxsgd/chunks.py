@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from functools import partial
+from functools import lru_cache, partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsgd import checks
@@ -88,16 +89,24 @@ class _Record:
 def _chunks(
     solver: Solver, state: State, data: PyTree, every: int, record: _Record
 ) -> Iterator[tuple[State, PyTree]]:
-    taken, traces = 0, []
+    taken, turn = 0, None
     for piece in advances(solver, _copied(state), data, repeat(every), record, most=every):
+        turn = _filled(turn, piece.trace, taken, piece.steps) if taken else piece.trace
         taken += piece.steps
-        traces.append(
-            jax.tree.map(lambda x, n=piece.steps: x if len(x) == n else x[:n], piece.trace)
-        )
         if taken == every:
-            joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
-            yield _copied(piece.state), joined if len(traces) > 1 else traces[0]
-            taken, traces = 0, []
+            yield _copied(piece.state), turn
+            taken = 0
+
+
+@jax.jit
+def _filled(turn: PyTree, trace: PyTree, taken: jax.Array, steps: jax.Array) -> PyTree:
+    """A turn's trace with that of some more steps after those it has."""
+
+    def fill(old: jax.Array, new: jax.Array) -> jax.Array:
+        place = jnp.arange(len(new))
+        return old.at[jnp.where(place < steps, taken + place, len(old))].set(new, mode="drop")
+
+    return jax.tree.map(fill, turn, trace)
 
 
 @jax.jit
@@ -122,36 +131,27 @@ def advances(
     record: Any,
     *,
     most: int,
+    total: int | None = None,
     guard: bool = False,
 ) -> Generator[Piece, None, None]:
-    """A run by lengths, each at most `most` steps; rows on the host are cut finer. Donates `state`.
+    """A run by lengths of at most `most` steps, `total` in all; rows on the host cut them finer.
 
-    With `guard` traces are NumPy arrays, and a piece that is not finite is run again up to the step
-    that was not, and ends it.
+    Donates `state`. With `guard` traces are NumPy arrays, and a piece that is not finite is run
+    again up to the step that was not, and ends it.
     """
-    size = None
-    if isinstance(data, HostRows):
-        size, sampler = len(data), solver.sampler_for(data)
-        most = min(most, steps_of_a_chunk(data, sampler))
-        solver, record = as_arguments((solver, record))
-        feeds = stream(data, sampler, state, _cut(lengths, most), most)
-    else:
-        solver, data, record = as_arguments((solver, data, record))
-        feeds = ((length, data) for length in lengths)
+    size = len(data) if isinstance(data, HostRows) else None
+    solver, record = as_arguments((solver, record))
     before: PyTree = ()
-    on_device: dict[int, jax.Array] = {}
-    with closing(feeds):
-        for steps, rows in feeds:
-            if steps not in on_device:
-                on_device[steps] = as_arguments(steps)
-            length = on_device[steps]
+    with closing(_feeds(solver, state, data, lengths, total)) as feeds:
+        for rows, begin, steps in feeds:
+            span = _on_device(begin), _on_device(steps)
             state, trace, finite = _advance(
-                solver, state, rows, record, length, most=most, guard=guard, size=size
+                solver, state, rows, record, *span, most=most, guard=guard, size=size
             )
             if guard:
                 trace, finite = jax.device_get((trace, finite))
                 if not finite:
-                    state = _until_not_finite(solver, state, rows, length, size=size)
+                    state = _until_not_finite(solver, state, rows, *span, size=size)
                     yield Piece(state, steps, trace, False)
                     return
             jax.block_until_ready(before)  # one call ahead, no more: each needs the rows of its own
@@ -159,9 +159,32 @@ def advances(
             yield Piece(state, steps, trace, True)
 
 
-def _cut(lengths: Iterable[int], most: int) -> Iterator[int]:
-    for length in lengths:
-        yield from (min(most, length - begin) for begin in range(0, length, most))
+def _feeds(
+    solver: Solver, state: State, data: PyTree, lengths: Iterable[int], total: int | None
+) -> Generator[tuple[PyTree, int, int], None, None]:
+    """The data, the place in them of the first batch, and a number of steps."""
+    if not isinstance(data, HostRows):
+        data = as_arguments(data)
+        yield from ((data, 0, length) for length in lengths)
+        return
+    sampler = solver.sampler_for(data)
+    whole = steps_of_a_chunk(data, sampler)
+    whole = whole if total is None else max(1, min(whole, total))
+    rows, at, held = None, 0, 0
+    with closing(stream(data, sampler, state, whole, total)) as chunks:
+        for length in lengths:
+            while length:
+                if at == held:
+                    (held, rows), at = next(chunks), 0
+                steps = min(length, held - at)
+                yield rows, at, steps
+                at, length = at + steps, length - steps
+
+
+@lru_cache(maxsize=256)
+def _on_device(value: int) -> jax.Array:
+    """A small int that many calls are given."""
+    return as_arguments(np.int32(value))
 
 
 @partial(jax.jit, static_argnames=("most", "guard", "size"), donate_argnames="state")
@@ -170,6 +193,7 @@ def _advance(
     state: State,
     data: PyTree,
     record: Any,
+    begin: jax.Array,
     length: jax.Array,
     *,
     most: int,
@@ -178,9 +202,9 @@ def _advance(
 ) -> tuple[State, PyTree, jax.Array]:
     """`length` (int32[]) steps, their records in a trace of length `most`.
 
-    With a `size`, data are the batches of these steps, (most, B, ...), of so many rows.
+    With a `size`, data are batches of so many rows, (steps, B, ...), these steps' from `begin` on.
     """
-    ahead, step = _stepping(solver, state, data, size)
+    ahead, step = _stepping(solver, state, data, size, begin)
 
     def look(i: jax.Array, ahead: Any) -> tuple[Any, PyTree, jax.Array]:
         batch = ahead[1][0]
@@ -204,16 +228,24 @@ def _advance(
 
 @partial(jax.jit, static_argnames="size", donate_argnames="state")
 def _until_not_finite(
-    solver: Solver, state: State, data: PyTree, length: jax.Array, *, size: int | None
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    begin: jax.Array,
+    length: jax.Array,
+    *,
+    size: int | None,
 ) -> State:
     """The same steps once more, up to the one that is not finite."""
-    ahead, step = _stepping(solver, state, data, size)
+    ahead, step = _stepping(solver, state, data, size, begin)
     body = lambda i, carry: guarded(partial(step, i), *carry)[:2]  # noqa: E731
     (state, _), _ = lax.fori_loop(0, length, body, (ahead, jnp.ones((), bool)))
     return state
 
 
-def _stepping(solver: Solver, state: State, data: PyTree, size: int | None) -> tuple[Any, Any]:
+def _stepping(
+    solver: Solver, state: State, data: PyTree, size: int | None, begin: jax.Array
+) -> tuple[Any, Any]:
     """`stepping` whose step also takes its number among the steps of the call."""
     if size is None:
         ahead, step = stepping(solver, state, data)
@@ -221,7 +253,7 @@ def _stepping(solver: Solver, state: State, data: PyTree, size: int | None) -> t
     ahead, step = stepping(solver, state, jax.ShapeDtypeStruct((size,), jnp.float32))
 
     def at(i: jax.Array, ahead: Any) -> tuple[Any, Info]:
-        rows = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), data)
+        rows = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, begin + i, 0, False), data)
         return step(ahead, Gathered(rows))
 
     return ahead, at

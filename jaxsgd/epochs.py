@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxsgd import checks
 from jaxsgd.averaging import averaged, find_average
-from jaxsgd.checkpoints import checkpoints, own_folder, restore, save
+from jaxsgd.checkpoints import checkpoints, restore, save
 from jaxsgd.chunks import Piece, advances
 from jaxsgd.evaluation import evaluate
 from jaxsgd.outlines import Outline, outline
@@ -32,7 +32,7 @@ class Course(NamedTuple):
     state: State
     step: int  # of the state, on the host
     memory: PyTree  # of the stop
-    best: PyTree  # the best parameters, where the stop watches validation
+    best: PyTree  # the best parameters and their carry, where the stop watches validation
     best_value: float
     norms: tuple[float, float]  # of the last step's gradient and update, where a stop looks
     loss: float  # of the epoch at hand: the sum over its rows so far,
@@ -73,7 +73,7 @@ class Work:
             state=state,
             step=0,
             memory=None if self.stop is None else as_arguments(self.stop.init()),
-            best=jax.tree.map(jnp.copy, params_of(state)) if watches_held_out else None,
+            best=self.copied(state) if watches_held_out else None,
             best_value=math.inf,
             norms=(math.inf, math.inf),
             loss=0.0,
@@ -82,9 +82,13 @@ class Work:
             reason=int(Reason.EPOCHS),
             history={n: np.zeros(0, int if n in ("epoch", "step") else float) for n in names},
         )
-        if self.checkpoint is None or not checkpoints(own_folder(self.checkpoint)):
+        if self.checkpoint is None:
             return course
-        course = restore(self.checkpoint, course, of=self.outline)
+        of = self.outline  # before the first trace, for some functions change what they closed over
+        self.checkpoint.mkdir(parents=True, exist_ok=True)
+        if not checkpoints(self.checkpoint):
+            return course
+        course = restore(self.checkpoint, course, of=of)
         if course.reason == Reason.INTERRUPTED:
             course = course._replace(reason=int(Reason.EPOCHS))
         return course
@@ -100,8 +104,16 @@ class Work:
         ahead = course.reason == Reason.EPOCHS
         cuts = _cuts(at, epochs * self.steps, self.steps, self.every) if ahead else iter(())
         record = Function(_told if self.stop is None else _told_norms)
-        most = min(self.steps, self.every)
-        pieces = advances(self.solver, course.state, self.data, cuts, record, most=most, guard=True)
+        pieces = advances(
+            self.solver,
+            course.state,
+            self.data,
+            cuts,
+            record,
+            most=min(self.steps, self.every),
+            total=epochs * self.steps - at,
+            guard=True,
+        )
         start = time.perf_counter()
         with closing(pieces):
             for piece in pieces:
@@ -160,8 +172,7 @@ class Work:
         value = record[self.monitor.removeprefix("-")]
         value = -value if self.monitor.startswith("-") else value
         if course.best is not None and value < course.best_value:
-            best = jax.tree.map(jnp.copy, params_of(state))
-            course = course._replace(best=best, best_value=value)
+            course = course._replace(best=self.copied(state), best_value=value)
         check = Check(*map(np.asarray, (record["step"], value, *course.norms)))
         code, memory = _look(self.stop, *as_arguments((check, course.memory)))
         return course._replace(memory=memory, reason=int(code) or course.reason)
@@ -185,11 +196,15 @@ class Work:
     def outline(self) -> Outline:
         """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""
         told = Outline()
-        for name in ("solver", "key", "stop", "monitor", "metrics", "weight"):
-            told |= outline(getattr(self, name), name)
-        told |= outline(_shapes(self.data), "data")
-        told |= outline(_shapes(self.rows), "validation")
+        told |= outline(self.solver, "solver") | outline(_shapes(self.data), "data")
+        told |= outline(self.key, "key") | outline(_shapes(self.rows), "validation")
+        told |= outline(self.weight, "validation_weight") | outline(self.stop, "stop")
+        told |= outline(self.metrics, "metrics") | outline(self.monitor, "monitor")
         return told
+
+    def copied(self, state: State) -> PyTree:
+        """The parameters to use and the carry, in buffers that no later step is given."""
+        return jax.tree.map(jnp.copy, (params_of(state), state.carry))
 
 
 def params_of(state: State) -> PyTree:

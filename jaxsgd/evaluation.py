@@ -197,6 +197,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         n = checks.rows(self.data)
+        if isinstance(self.data, HostRows):
+            raise TypeError("Objective's data stay on the host, expected arrays: use evaluate")
         if self.row_weight is not None:
             checks.weights(self.row_weight, "row_weight")
             checks.one_a_row(self.row_weight, n, "row_weight")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsgd import checks
+from jaxsgd.checkpoints import own_folder
 from jaxsgd.epochs import Course, Work, params_of
 from jaxsgd.evaluation import evaluate
 from jaxsgd.gradients import Minibatch
@@ -31,6 +31,7 @@ class Result(NamedTuple):
     state: State  # goes on: run(solver, result.state, data, steps)
     history: dict[str, np.ndarray]  # one entry an epoch
     reason: Reason
+    carry: PyTree  # the model state of a `stateful` loss that belongs to `params`
 
     @property
     def message(self) -> str:
@@ -98,12 +99,13 @@ def fit(
         penalty is in neither) where there is none.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder of its own for the newest three checkpoints (needs Orbax). What it holds
-        must be of the same parts, numbers, functions, key and shapes.
+        must be of the same parts, numbers, functions, key and shapes; whether the data, the start
+        and the functions that a loss calls are the same is not looked at.
       every: steps between checkpoints, also within an epoch; one epoch if not given.
       progress: a progress bar with the loss and rows per second (needs tqdm).
 
     Returns:
-      `Result(params, last, state, history, reason)`, and `message`, a line that says why it ended.
+      `Result(params, last, state, history, reason, carry)`, and `message`, which says why it ended.
       `params` are those of the best epoch where a stop watches an entry of the validation, and
       those of the last epoch otherwise; the averages, of a rule that keeps them
       (validation and metrics are theirs too). History: `epoch` and `step` (counted from 1: so many
@@ -174,7 +176,7 @@ def fit(
         stop=None if stop is None else as_arguments(as_stop(stop)),
         monitor=monitor,
         log=log,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else own_folder(checkpoint),
         every=steps if every is None else checks.integer(every, "every", 1),
         key=checks.key(key),
     )
@@ -185,9 +187,13 @@ def fit(
             for course in work.courses(start, epochs, interrupted):
                 bar.show(course.history)
         except Exception as error:
-            if course is not start:  # something would be lost
-                work.keep(course)
-                error.result = _result(course)  # type: ignore[attr-defined]
+            if any(x.is_deleted() for x in jax.tree.leaves(course.state)):
+                error.add_note("fit lost its state in the compiled call that failed")
+            else:
+                if course is not start:
+                    work.keep(course)
+                failed = course._replace(reason=int(Reason.FAILED))
+                error.result = _result(failed)  # type: ignore[attr-defined]
                 error.add_note(work.standing(course))
             raise
         result = _result(course)
@@ -197,10 +203,9 @@ def fit(
 
 
 def _result(course: Course) -> Result:
-    found_best = course.best is not None and course.best_value < math.inf
-    params = course.best if found_best else params_of(course.state)
-    reason = Reason(course.reason)
-    return Result(params, course.state.params, course.state, course.history, reason)
+    state, found_best = course.state, course.best is not None and course.best_value < math.inf
+    params, carry = course.best if found_best else (params_of(state), state.carry)
+    return Result(params, state.params, state, course.history, Reason(course.reason), carry)
 
 
 def _monitor(stop: Any, monitor: str | None, names: list[str]) -> str:

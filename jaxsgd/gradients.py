@@ -99,14 +99,38 @@ def _carry_like(carry: PyTree, before: PyTree) -> PyTree:
     return jax.tree.map(cast, carry, before)
 
 
-class Gathered(NamedTuple):
-    """The rows of one batch, gathered already: `data` of a step whose rows came from elsewhere."""
+class Gathered:
+    """The rows of one batch, gathered already: the `data` of a step whose rows came from elsewhere.
 
-    rows: PyTree
+    No pytree, so that a gradient which does not read them by `take` fails instead of taking others.
+    """
+
+    def __init__(self, rows: PyTree):
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(
+            "the rows of this batch were gathered elsewhere, and are not indexed by the data's "
+            "numbers; a gradient reads its rows by jaxsgd.take(data, batch.index)"
+        )
 
 
 def take(data: PyTree, index: jax.Array) -> PyTree:
-    """The rows of `data` at `index`, which samplers keep inside it: no bounds are checked."""
+    """The rows of `data` at `index`: how a gradient of one's own reads its batch.
+
+    Rows that were gathered elsewhere (`HostRows`, `step_on`) are handed through. No bounds are
+    checked: samplers keep inside them.
+
+    Args:
+      data: a pytree of arrays of shape (n, ...).
+      index: int32[B].
+
+    Returns:
+      The same pytree with arrays of shape (B, ...).
+
+    >>> jaxsgd.take({"y": jnp.array([1.0, 3.0, 8.0])}, jnp.array([2, 0]))
+    {'y': Array([8., 1.], dtype=float32)}
+    """
     if isinstance(data, Gathered):
         return data.rows
     return jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), data)

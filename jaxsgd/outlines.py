@@ -1,7 +1,6 @@
 """What a pytree is, in words that are the same in another process: to tell one run from another."""
 
 import hashlib
-import inspect
 import re
 import sys
 import types
@@ -15,6 +14,7 @@ import numpy as np
 from jaxsgd.pairs import PyTree
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
+DEPTH = 40  # of what a function closes over, and what that closes over
 CODE = re.compile(r" code [0-9a-f]{16}")
 
 
@@ -22,7 +22,9 @@ class Outline(dict[str, str]):
     """Each node and leaf of a tree in words, by its path."""
 
 
-def outline(tree: PyTree, name: str = "", *, with_values: bool = True) -> Outline:
+def outline(
+    tree: PyTree, name: str = "", *, with_values: bool = True, depth: int = DEPTH
+) -> Outline:
     """The outline of a tree, or the outline that it is.
 
     A node is its type and static fields, a function its name and a digest of its code, defaults and
@@ -36,11 +38,13 @@ def outline(tree: PyTree, name: str = "", *, with_values: bool = True) -> Outlin
     )
     node = structure.node_data()  # type: ignore[attr-defined]
     if node is None:
-        return Outline({name: _leaf(tree, with_values)})
-    told = Outline({name: _node(*node)})
+        return Outline({name: _leaf(tree, with_values, depth)})
+    kind, aux = node
+    told = Outline({name: _plain(tree) if aux is tree else _node(kind, aux, depth)})
     for path, child in children:
         inner = jax.tree_util.keystr(path, simple=True).strip(".")
-        told |= outline(child, f"{name}.{inner}" if name else inner, with_values=with_values)
+        inner = f"{name}.{inner}" if name else inner
+        told |= outline(child, inner, with_values=with_values, depth=depth)
     return told
 
 
@@ -71,11 +75,11 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _leaf(leaf: Any, with_values: bool) -> str:
+def _leaf(leaf: Any, with_values: bool, depth: int) -> str:
     if isinstance(leaf, np.ndarray) and not with_values:
         return f"NumPy {leaf.dtype}{list(leaf.shape[1:])}"
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return _words(leaf) if with_values else type(leaf).__name__
+        return _words(leaf, depth) if with_values else type(leaf).__name__
     told = f"{leaf.dtype}{list(leaf.shape)}"
     if not with_values or isinstance(leaf, jax.ShapeDtypeStruct):
         return told
@@ -83,22 +87,27 @@ def _leaf(leaf: Any, with_values: bool) -> str:
     return f"{told} " + (str(host[()]) if host.ndim == 0 else f"{checksum(host):08x}")
 
 
-def _node(kind: type, aux: Any) -> str:
+def _node(kind: type, aux: Any, depth: int) -> str:
     if kind in (dict, list, tuple, type(None)) or hasattr(kind, "_fields") or aux is None:
         return kind.__name__
     fields = getattr(kind, "__dataclass_fields__", {}).values()
     names = [field.name for field in fields if field.metadata.get("static")]
     if names and isinstance(aux, tuple) and len(names) == len(aux):
         statics = zip(names, aux, strict=True)
-        return f"{kind.__name__}({', '.join(f'{name}={_words(x)}' for name, x in statics)})"
-    return f"{kind.__name__}{_words(aux)}"
+        told = (f"{name}={_words(value, depth - 1)}" for name, value in statics)
+        return f"{kind.__name__}({', '.join(told)})"
+    return f"{kind.__name__}{_words(aux, depth - 1)}"
 
 
-def _words(value: Any, depth: int = 5) -> str:
+def _words(value: Any, depth: int) -> str:
     inner = lambda x: _words(x, depth - 1)  # noqa: E731
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return _leaf(value, True)
-    if depth == 0 or value is None:
+        return _leaf(value, True, depth)
+    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
+        return getattr(value, "__qualname__", value.__name__)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Optax makes floats of its closures' ints as it is traced
+    if depth <= 0 or value is None or isinstance(value, str | bool | int | float):
         return _plain(value)
     if isinstance(value, list | tuple):
         return f"({', '.join(map(inner, value))})"
@@ -106,22 +115,39 @@ def _words(value: Any, depth: int = 5) -> str:
         return f"({', '.join(sorted(map(inner, value)))})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {inner(x)}" for key, x in value.items()) + "}"
-    if isinstance(value, type):
-        return value.__qualname__
     if isinstance(value, types.MethodType):
         return f"{inner(value.__func__)} of {inner(value.__self__)}"
-    function = inspect.unwrap(value) if callable(value) else value  # out of a jit, say
-    if isinstance(function, types.FunctionType):
-        held = function.__defaults__, function.__kwdefaults__, _closure(function)
-        digest = hashlib.sha256(f"{_code(function.__code__)} {inner(held)}".encode()).hexdigest()
-        return f"{function.__module__}.{function.__qualname__} code {digest[:16]}"
+    while not isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__"):
+        value = value.__wrapped__  # out of a jit
+    if isinstance(value, types.FunctionType):
+        return _function(value, depth)
     if not jax.tree_util.all_leaves([value]):
-        return inner(list(outline(value).values()))
+        return inner(list(outline(value, depth=depth - 1).values()))
+    if callable(value) and type(value).__repr__ is object.__repr__:
+        held = type(value).__call__, getattr(value, "__dict__", {})
+        return f"{type(value).__qualname__}{inner(held)}"
     return _plain(value)
 
 
+def _function(function: types.FunctionType, depth: int) -> str:
+    """A function by its name and a digest of its code, defaults and closure.
+
+    What other libraries installed is told by its name, and by what it closed over: their next
+    version's code is no other run.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    is_installed = "site-packages" in function.__code__.co_filename
+    code = None if is_installed else _code(function.__code__, function.__doc__)
+    held = function.__defaults__, function.__kwdefaults__, _closure(function)
+    digest = hashlib.sha256(f"{code} {_words(held, depth - 1)}".encode()).hexdigest()
+    return f"{name} code {digest[:16]}"
+
+
 def _plain(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:500]
+    """The repr without addresses; of a long one its beginning and a digest."""
+    told = re.sub(r"(?i) at 0x[0-9a-f]+", "", repr(value))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return told if len(told) < 200 else f"{told[:200]}... {digest}"
 
 
 def _closure(function: types.FunctionType) -> list[Any]:
@@ -136,11 +162,12 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def _code(code: types.CodeType) -> list[Any]:
+def _code(code: types.CodeType, doc: str | None = None) -> list[Any]:
     def word(constant: Any) -> Any:
         if isinstance(constant, types.CodeType):
             return _code(constant)
         # a set's order is another in each process
         return sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
 
-    return [code.co_code.hex(), code.co_names, [word(constant) for constant in code.co_consts]]
+    constants = [word(x) for x in code.co_consts if doc is None or x != doc]
+    return [code.co_code.hex(), code.co_names, constants]

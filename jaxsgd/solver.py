@@ -121,7 +121,8 @@ class Solver:
 
         Args:
           rows: a pytree of arrays of shape (B, ...).
-          weight: float[B], as in a `Batch`: 1/B each if not given, 0 on padding.
+          weight: float[B], as in a `Batch`: they sum to 1, and are 0 on padding; of a mask it is
+            `mask / mask.sum()`. 1/B each if not given.
 
         Raises:
           ValueError: the solver has a `row_weight`, which is of rows by their number.
@@ -194,8 +195,9 @@ def _of_mean_one(weight: Any) -> Any:
     xp = jnp if isinstance(weight, jax.core.Tracer) else np
     wide = xp.asarray(weight, jax.dtypes.canonicalize_dtype(float) if xp is jnp else np.float64)
     mean = wide.mean(-1, keepdims=True)
-    # so that a solver made from another's parts has its very weights
-    wide = xp.where(abs(mean - 1) < 1e-6, wide, wide / mean)
+    if xp is np:  # a solver made from another's parts has its very weights
+        mean = np.where(abs(mean - 1) < 1e-6, 1, mean)
+    wide = wide / mean
     return jnp.asarray(wide, jax.dtypes.canonicalize_dtype(float))
 
 

@@ -34,6 +34,7 @@ class Reason(enum.IntEnum):
     MAX_STEPS = 7
     EPOCHS = 8
     INTERRUPTED = 9
+    FAILED = 10
 
     @classmethod
     def _missing_(cls, value: object) -> "Reason | None":
@@ -58,6 +59,7 @@ SENTENCES = {
     Reason.MAX_STEPS: "all steps were run",
     Reason.EPOCHS: "all epochs were run",
     Reason.INTERRUPTED: "interrupted; the result is that of the last whole epoch",
+    Reason.FAILED: "an error was raised",
 }
 
 

@@ -4,13 +4,14 @@ The rows of each step are known ahead, for a sampler's batches are a function of
 a thread gathers the rows of the next steps and puts them on the device while it computes.
 """
 
+import mmap
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from typing import Any, TypeVar
 
 import jax
@@ -22,7 +23,10 @@ from jaxsgd import checks
 from jaxsgd.pairs import PyTree, State
 
 T = TypeVar("T")
-NEAR = 32  # rows: a source is read through gaps shorter than this
+GAP, RUN = (
+    2**16,
+    2**24,
+)  # bytes: a source is read through gaps up to the one, in runs up to the other
 
 
 class HostRows:
@@ -30,7 +34,8 @@ class HostRows:
 
     The rows of the next steps are gathered in a thread, in chunks, and put on the device while the
     chunk before them is computed; a run has the same batches, and ends with the same parameters, as
-    one with the arrays on the device. At most `prefetch + 2` chunks are in memory at a time.
+    one with the arrays on the device. At most `prefetch + 2` chunks are in memory at a time; a
+    validation on the host has as many of its own.
 
     Args:
       arrays: a pytree of sources of the same length: NumPy arrays, `np.memmap`, or anything with a
@@ -84,58 +89,76 @@ class HostRows:
         def gather(path: Any, source: Any, out: np.ndarray) -> np.ndarray:
             where, out = f"data{jax.tree_util.keystr(path)}", out[: len(index)]
             try:
-                rows = _gather(source, index, out)
-                if rows.shape != out.shape:
-                    raise ValueError(f"it gave rows of shape {rows.shape[1:]}, not {out.shape[1:]}")
+                _gather(source, index, out, where)
             except Exception as error:
-                told = f"rows {index.min()} to {index.max()} of {where} could not be read: {error}"
+                rows, kind = f"rows {index.min()} to {index.max()}", type(error).__name__
+                told = f"{rows} of {where} could not be read: {kind}: {error}"
                 raise OSError(told) from error
-            if rows is not out:
-                if rows.dtype in (np.int64, np.uint64) and out.dtype != rows.dtype:
-                    checks.fits_32_bits(rows, where)
-                out[:] = rows
             return out
 
         return jax.tree_util.tree_map_with_path(gather, self.arrays, out)
 
 
 def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
-    where = f"data{jax.tree_util.keystr(path)}"
-    shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
-    if shape is None or dtype is None:
-        if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-            raise TypeError(
-                f"{where} is of type {type(source).__name__}, expected an array, or what has a "
-                "length and row indexing"
-            )
-        row = np.asarray(source[0])
-        shape, dtype = (len(source), *row.shape), row.dtype
-    dtype = np.dtype(dtype)
-    if dtype.kind in "OUSMm":
+    where, kind = f"data{jax.tree_util.keystr(path)}", type(source).__name__
+    try:
+        shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
+        if shape is None or dtype is None:
+            row = np.asarray(source[0])
+            shape, dtype = (len(source), *row.shape), row.dtype
+        dtype = np.dtype(dtype).newbyteorder("=")
+    except Exception as error:
+        raise TypeError(
+            f"{where} is of type {kind}, expected an array, or what has a length and rows that are "
+            f"NumPy arrays ({type(error).__name__}: {error})"
+        ) from error
+    if dtype.kind in "OUSMm" or dtype.names:
         raise TypeError(f"{where} is an array of {dtype}, expected numbers")
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _gather(source: Any, index: np.ndarray, out: np.ndarray) -> np.ndarray:
-    if isinstance(source, np.memmap):
-        _is_whole(source)  # reading beyond a file's end would end the process
-    if isinstance(source, np.ndarray) and source.dtype == out.dtype:
-        return np.take(source, index, axis=0, out=out, mode="clip")  # "raise" would copy it
+def _gather(source: Any, index: np.ndarray, out: np.ndarray, where: str) -> None:
     if isinstance(source, np.ndarray):
-        return np.take(source, index, axis=0)
-    rows, back = np.unique(index, return_inverse=True)
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)
-    if len(rows) < 4 * len(runs) and hasattr(source, "shape"):
-        return np.asarray(source[rows])[back]
+        _is_whole(source)
+        if source.dtype == out.dtype and source.flags.c_contiguous and source.flags.aligned:
+            np.take(source, index, axis=0, out=out, mode="clip")  # with "raise" it would copy
+        else:
+            _put(out, slice(None), source[index], where)  # take would copy the whole source
+        return
+    order = np.argsort(index, kind="stable")
+    rows, size = index[order], max(1, out[0].nbytes)
+    far, long = np.diff(rows) * size > GAP, np.diff(rows // max(1, RUN // size))
+    ends = np.flatnonzero(far | (long > 0)) + 1
+    if len(rows) < 4 * (len(ends) + 1) and hasattr(source, "shape"):
+        unique, back = np.unique(index, return_inverse=True)
+        _put(out, slice(None), np.asarray(source[unique])[back], where)
+        return
     # in order, a run at a time: what compressed files and the network are good at
-    parts = [np.asarray(source[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs]
-    return np.concatenate(parts)[back]
+    for places, run in zip(np.split(order, ends), np.split(rows, ends), strict=True):
+        read = np.asarray(source[int(run[0]) : int(run[-1]) + 1])
+        _put(out, places, read[run - run[0]], where)
 
 
-def _is_whole(source: np.memmap) -> None:
-    name = getattr(source, "filename", None)
-    expected = source.offset + source.nbytes
-    if name is not None and os.path.getsize(name) < expected:
+def _put(out: np.ndarray, places: Any, rows: np.ndarray, where: str) -> None:
+    """Rows into their places in the dtype that JAX will give them."""
+    if rows.shape[1:] != out.shape[1:]:
+        raise ValueError(f"it gave rows of shape {rows.shape[1:]}, expected {out.shape[1:]}")
+    if rows.dtype.kind in "iu" and rows.dtype.itemsize > out.dtype.itemsize:
+        checks.fits_32_bits(rows, where)
+    out[places] = rows
+
+
+def _is_whole(source: np.ndarray) -> None:
+    """Refuse a memory map of a file cut short: reading beyond its end would end the process."""
+    base: Any = source
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    file, name = getattr(base, "_mmap", None), getattr(base, "filename", None)
+    if file is None or name is None:
+        return
+    # the map, of which this may be a part, begins at a whole page
+    expected = base.offset - base.offset % mmap.ALLOCATIONGRANULARITY + len(file)
+    if os.path.getsize(name) < expected:
         raise ValueError(
             f"{name} has {os.path.getsize(name)} bytes, expected at least {expected}: was it "
             "truncated?"
@@ -149,27 +172,30 @@ def steps_of_a_chunk(data: HostRows, sampler: Any) -> int:
 
 
 def stream(
-    data: HostRows, sampler: Any, state: State, lengths: Iterable[int], most: int
+    data: HostRows, sampler: Any, state: State, steps: int, total: int | None
 ) -> Generator[tuple[int, PyTree], None, None]:
-    """Each length, and the rows of so many next steps on the device: arrays of (most, B, ...).
+    """The rows of so many next steps after so many on the device, and how many there are.
 
-    They are good until the one after the next is asked for.
+    Arrays of (steps, B, ...), good until the one after the next is asked for; the last ones of
+    `total` steps may be fewer.
     """
     own = jax.tree.map(jnp.copy, state.sampler)  # the run donates its own
-    steps = _indices(sampler, own, most)
+    ahead = _indices(sampler, own, steps)
 
-    def read(length: int, out: PyTree) -> PyTree:
-        index = np.stack(list(islice(steps, length))).reshape(-1)
+    def read(some: int, out: PyTree) -> PyTree:
+        index = next(ahead)[:some].reshape(-1)
         if index.min() < 0 or index.max() >= len(data):
             raise IndexError(
                 f"the sampler {sampler!r} drew rows {index.min()} to {index.max()}, expected them "
                 f"in 0..{len(data) - 1}"
             )
         data.read(index, out)
-        batches = lambda x: x.reshape(most, sampler.batch_size, *x.shape[1:])  # noqa: E731
+        batches = lambda x: x.reshape(steps, sampler.batch_size, *x.shape[1:])  # noqa: E731
         return jax.tree.map(batches, out)
 
-    return _ahead(data, lengths, read, most * sampler.batch_size)
+    begins = count(step=steps) if total is None else range(0, total, steps)
+    counts = (steps if total is None else min(steps, total - begin) for begin in begins)
+    return _ahead(data, counts, read, steps * sampler.batch_size, state)
 
 
 def blocks(data: HostRows, batch_size: int) -> Generator[tuple[int, PyTree], None, None]:
@@ -179,13 +205,15 @@ def blocks(data: HostRows, batch_size: int) -> Generator[tuple[int, PyTree], Non
     """
     size = max(1, data.chunk_bytes // max(data.row_bytes, 1) // batch_size) * batch_size
     read = lambda begin, out: data.read(np.arange(begin, min(begin + size, len(data))), out)  # noqa: E731
-    return _ahead(data, range(0, len(data), size), read, min(size, len(data)))
+    return _ahead(data, range(0, len(data), size), read, min(size, len(data)), None)
 
 
 def _ahead(
-    data: HostRows, jobs: Iterable[T], read: Callable[[T, PyTree], PyTree], rows: int
+    data: HostRows, jobs: Iterable[T], read: Callable[[T, PyTree], PyTree], rows: int, near: PyTree
 ) -> Generator[tuple[T, PyTree], None, None]:
     """Each job, and `read(job, out)` on the device, done by a thread `data.prefetch` jobs ahead.
+
+    They are put where `near` was put by hand.
 
     `out` is one of a ring of buffers, for fresh memory costs more than the rows: as many as are
     ahead, one in use, and one whose computation may not have ended.
@@ -193,11 +221,14 @@ def _ahead(
     ring = [
         jax.tree.map(partial(_buffer, rows), data.host_shapes) for _ in range(data.prefetch + 2)
     ]
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    place = [x.sharding for x in jax.tree.leaves(near) if x.committed]
+    # which a thread does not inherit
+    x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def put(job: T, out: PyTree) -> PyTree:
-        with jax.enable_x64(x64):  # which a thread does not inherit
-            return jax.block_until_ready(jax.device_put(read(job, out)))
+        with jax.enable_x64(x64), jax.default_device(device):
+            ready = jax.device_put(read(job, out), place[0] if place else None)
+            return jax.block_until_ready(ready)
 
     pool = ThreadPoolExecutor(1, "jaxsgd-rows")
     turns = zip(jobs, cycle(ring), strict=False)
@@ -223,10 +254,10 @@ def _buffer(rows: int, shape: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _indices(sampler: Any, state: PyTree, steps: int) -> Iterator[np.ndarray]:
-    """The rows of step after step (int32[B]), drawn so many at a time."""
+    """The rows of so many steps after so many (int32[steps, B])."""
     while True:
         state, index = _plan(sampler, state, steps=steps)
-        yield from jax.device_get(index)
+        yield jax.device_get(index)
 
 
 @partial(jax.jit, static_argnames="steps")

@@ -1,5 +1,6 @@
 """Checkpoints: killed at any moment, a run goes on as if it had never been."""
 
+import functools
 import os
 import random
 import resource
@@ -13,10 +14,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import jaxsgd
 from jaxsgd import checkpoints
+from jaxsgd.outlines import PYTHON, difference, outline
 from tests import table
 from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
 from tests.table import key_data
@@ -96,6 +100,48 @@ def test_a_failed_fit_goes_on_from_where_it_failed(tmp_path, every):
     same(fit(tmp_path, every=every), whole)
 
 
+def test_a_failure_before_the_first_step_of_a_resumed_fit_has_its_result_too(tmp_path):
+    for _ in range(2):
+        with pytest.raises(Crash) as caught:
+            fit(tmp_path, log=crash_at(2))
+        assert len(caught.value.result.history["epoch"]) == 1
+        assert caught.value.result.reason == jaxsgd.Reason.FAILED
+        assert "after 10 steps: an error was raised" in caught.value.result.message
+
+
+def test_an_interrupted_or_diverged_fit_called_again(tmp_path):
+    def interrupt(record):
+        if record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert fit(tmp_path / "a", log=interrupt).reason == jaxsgd.Reason.INTERRUPTED
+    same(fit(tmp_path / "a"), fit(None))
+    diverged = fit(tmp_path / "b", rate=1e6, epochs=50)
+    assert diverged.reason == jaxsgd.Reason.DIVERGED
+    same(fit(tmp_path / "b", rate=1e6, epochs=50), diverged)
+
+
+def test_what_a_stop_of_norms_saw_is_kept_across_a_failure(tmp_path):
+    stop = jaxsgd.SmallGradient(10.0)  # the first epoch ends below it
+    with pytest.raises(Crash):
+        fit(tmp_path, stop=stop, log=crash_at(1))
+    again = fit(tmp_path, stop=stop)
+    assert again.reason == jaxsgd.Reason.SMALL_GRADIENT
+    same(again, fit(None, stop=stop))
+
+
+def test_a_folder_is_one_place_whatever_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    fit("run", epochs=3, log=lambda record: os.chdir(tmp_path / "elsewhere"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(ValueError, match="is a URL"):
+        fit("gs://bucket/run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is a file|Not a directory"):
+        fit(tmp_path / "file" / "run")  # before anything is trained
+
+
 def test_epochs_are_the_total_and_what_has_ended_stays_so(tmp_path):
     first = fit(tmp_path, epochs=2)
     assert first.history["epoch"].tolist() == [1, 2]
@@ -116,7 +162,7 @@ def other_loss(params, row):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"loss": other_loss}, r"solver.gradient.loss.fn is Function\(fn=tests.table.loss code"),
+        ({"loss": other_loss}, r"solver.gradient.loss.fn is Function\(fn=tests.table.loss code.*give another run another folder"),
         ({"loss": lambda p, r: table.loss(p, r)}, r"but Function\(fn=tests.test_checkpoints.<lambda>"),
         ({"rule": "adam schedule"}, r"solver.rule is Momentum\(\), but Adam\(\)"),
         ({"rate": 0.1}, r"rule.learning_rate.initial is float32\[\] 0.05, but float32\[\] 0.1 was given"),
@@ -133,24 +179,84 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, chang
     folder = tmp_path_factory.getbasetemp() / "one run"
     if not folder.exists():
         fit(folder, epochs=1, every=5)
-    with pytest.raises(ValueError, match=r"checkpoint_000001 holds another run: .*" + told):
+    with pytest.raises(ValueError, match=r"jaxsgd_000001 holds another run: .*" + told):
         fit(folder, epochs=1, **change)
 
 
-def test_what_a_factory_closed_over_tells_two_functions_apart():
-    from jaxsgd.outlines import difference, outline
+def scaled(fn, scale):
+    """A wrapper that looks like what it wraps."""
 
-    def make(scale):
-        return lambda params, row: scale * table.loss(params, row)
+    @functools.wraps(fn)
+    def wrapper(*args):
+        return scale * fn(*args)
 
-    of = lambda loss: outline(jaxsgd.Solver(loss, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1)))  # noqa: E731
-    python = ".".join(map(str, sys.version_info[:2]))
-    assert difference(of(make(1.0)), of(make(1.0)), python) is None
-    assert "code" in difference(of(make(1.0)), of(make(2.0)), python)
-    assert difference(of(make(jnp.ones(3))), of(make(jnp.ones(3))), python) is None
-    assert difference(of(make(jnp.ones(3))), of(make(jnp.zeros(3))), python) is not None
-    assert difference(of(make(1.0)), of(make(2.0)), "3.99") is None  # its code says nothing here
-    assert difference(of(make(1.0)), of(jax.jit(make(1.0))), python) is None
+    return wrapper
+
+
+class Callable:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, params, row):
+        return self.scale * table.loss(params, row)
+
+
+def recursive(scale):
+    def loss(params, row, again=True):
+        return loss(params, row, False) if again else scale * table.loss(params, row)
+
+    return loss
+
+
+def adam(*args, **options):
+    return lambda rate: optax.chain(optax.clip(1.0), optax.adam(rate, *args, **options))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scale: lambda params, row: scale * table.loss(params, row),
+        lambda scale: scaled(table.loss, scale),
+        lambda scale: jax.jit(scaled(table.loss, scale)),
+        lambda scale: jax.grad(scaled(table.loss, scale)),
+        lambda scale: Callable(scale),
+        lambda scale: Callable(scale).__call__,
+        lambda scale: recursive(np.full(3, scale)),
+        lambda scale: optax.chain(optax.clip(1.0), optax.adam(scale)),
+        lambda scale: optax.chain(optax.clip(scale), optax.adamw(1.0, weight_decay=0.1)),
+        lambda scale: optax.adam(optax.cosine_decay_schedule(0.1, int(100 * scale))),
+        lambda scale: "x" * 300 + str(scale),
+        lambda scale: nnx.split(nnx.Linear(int(2 * scale), 3, rngs=nnx.Rngs(0)))[0],
+    ],
+)
+def test_what_a_function_holds_tells_it_apart(make):
+    told = [outline({"of": make(scale)}) for scale in (1.0, 1.0, 2.0)]
+    assert difference(told[0], told[1], PYTHON) is None
+    assert difference(told[0], told[2], PYTHON) is not None
+
+
+def test_what_is_no_other_run_is_none():
+    def loss(params, row):
+        """Documented."""
+        return table.loss(params, row)
+
+    documented = outline(loss)
+
+    def loss(params, row):
+        """Documented better."""
+        return table.loss(params, row)
+
+    assert difference(documented, outline(loss), PYTHON) is None
+    assert difference(outline(loss), outline(jax.jit(loss)), PYTHON) is None
+    schedule = optax.cosine_decay_schedule(0.1, 100)
+    before = outline(schedule)
+    schedule(3)  # it makes a float of its number of steps
+    assert difference(before, outline(schedule), PYTHON) is None
+    other = {name: text.replace("code ", "code 0") for name, text in before.items()}
+    assert difference(before, other, PYTHON) is not None
+    told = {"of": "f code 0123456789abcdef"}, {"of": "f code fedcba9876543210"}
+    assert difference(*told, PYTHON) is not None
+    assert difference(*told, "3.99") is None  # its bytecode says nothing here
 
 
 def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
@@ -164,9 +270,9 @@ def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
         "best": 0.25,
         "none": None,
     }
-    jaxsgd.save(tmp_path, tree)
+    jaxsgd.save(tmp_path / "tree", tree)
     like = jax.tree.map(lambda x: x, tree) | {"history": np.zeros(0), "best": 1.0}
-    again = jaxsgd.restore(tmp_path, like)
+    again = jaxsgd.restore(tmp_path / "tree", like)
     assert jax.tree.structure(again) == jax.tree.structure(tree)
     chex.assert_trees_all_equal(key_data(again["states"]), key_data(states))
     assert jnp.array_equal(again["key"], tree["key"])
@@ -183,11 +289,19 @@ def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
         ({"more": 1.0}, "state.more is not there, but float was given"),
     ]:
         with pytest.raises(ValueError, match=told):
-            jaxsgd.restore(tmp_path, like | change)
+            jaxsgd.restore(tmp_path / "tree", like | change)
+    structs = jax.eval_shape(lambda: like["states"]["keyed"])
+    jaxsgd.save(tmp_path / "one", states["keyed"])
+    from_structs = jaxsgd.restore(tmp_path / "one", structs)
+    chex.assert_trees_all_equal(key_data(from_structs), key_data(states["keyed"]))
+    jaxsgd.save(tmp_path / "two", jnp.zeros(0))
+    assert jaxsgd.restore(tmp_path / "two", jnp.zeros(0)).shape == (0,)
     with pytest.raises(ValueError, match="saved without of="):
-        jaxsgd.restore(tmp_path, like, of=solver)
+        jaxsgd.restore(tmp_path / "tree", like, of=solver)
     with pytest.raises(TypeError, match="is 'text' of type str"):
-        jaxsgd.save(tmp_path, {"name": "text"})
+        jaxsgd.save(tmp_path / "no", {"name": "text"})
+    with pytest.raises(TypeError, match="0.name is an array of <U1, expected numbers"):
+        jaxsgd.save(tmp_path / "no", {"name": np.array(["a"])})
 
 
 def values(folder):
@@ -201,7 +315,7 @@ def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
         jaxsgd.save(tmp_path, small(float(value)), keep=4)
     jaxsgd.save(tmp_path, small(4.0), keep=4)
     names = [path.name for path in checkpoints.checkpoints(tmp_path)]
-    assert names == [f"checkpoint_{i:06d}" for i in range(2, 6)]
+    assert names == [f"jaxsgd_{i:06d}" for i in range(2, 6)]
     folders = checkpoints.checkpoints(tmp_path)
 
     def leaves_out(folder):
@@ -243,14 +357,17 @@ def test_a_checksum_finds_what_the_format_does_not(tmp_path, monkeypatch):
 
 
 def test_a_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "100").mkdir()
+    jaxsgd.save(tmp_path, small(0.0))
+    (tmp_path / ".DS_Store").write_text("")
+    assert values(tmp_path) == 0
+    (tmp_path / "checkpoint_100").mkdir()  # Flax's
     for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: values(tmp_path)):
-        with pytest.raises(FileExistsError, match="holds '100', which is no checkpoint of jaxsgd"):
+        with pytest.raises(FileExistsError, match="holds 'checkpoint_100', which is no checkpoint"):
             act()
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
         jaxsgd.save(tmp_path / "file", small(0.0))
-    assert (tmp_path / "100").exists()
+    assert (tmp_path / "checkpoint_100").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks

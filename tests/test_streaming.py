@@ -1,6 +1,9 @@
 """Rows on the host, in chunks: the same run, bit for bit."""
 
 import threading
+import time
+import tracemalloc
+from contextlib import closing
 from itertools import islice
 
 import chex
@@ -12,6 +15,7 @@ import pytest
 import zarr
 
 import jaxsgd
+from jaxsgd import streaming
 from tests import table
 from tests.table import key_data
 
@@ -98,11 +102,12 @@ def test_x64_and_integers_reach_the_device_as_they_do_alone():
             )
             chex.assert_trees_all_equal(streamed.params, whole.params)
     wide = jaxsgd.HostRows((rows[0] + 2**40, rows[1]))
-    with pytest.raises(ValueError, match=r"data\[0\] holds integers beyond 32 bits"):
+    with pytest.raises(OSError, match=r"data\[0\] holds integers beyond 32 bits"):
         next(jaxsgd.chunks(solver, state, wide, 6))
 
 
-def test_blocks_are_read_in_order_and_few_times():
+@pytest.mark.parametrize("every", [100, 7])  # an epoch, and turns that cut the windows
+def test_blocks_are_read_in_order_and_once(every):
     rows = Sequence(np.arange(1000.0))
     solver = jaxsgd.Solver(
         lambda w, x: (w - x) ** 2, jaxsgd.Blocks(10, block=50, window=4), jaxsgd.SGD(0.1)
@@ -110,13 +115,103 @@ def test_blocks_are_read_in_order_and_few_times():
     data = jaxsgd.HostRows(rows, chunk_bytes=1)  # a chunk is a window all the same
     state = solver.init(jnp.zeros(()), data, key=jax.random.key(0))
     rows.reads.clear()
-    turns = jaxsgd.chunks(solver, state, data, every=100)  # an epoch
-    next(turns)
+    turns = jaxsgd.chunks(solver, state, data, every)
+    list(islice(turns, 100 // every))
     turns.close()
-    sizes = [read.stop - read.start for read in rows.reads]
-    epoch = np.cumsum(sizes) <= 1000
-    assert sum(sizes[: epoch.sum()]) == 1000  # each row once
-    assert min(sizes) >= 50  # by whole blocks, or neighbours together
+    sizes = np.array([read.stop - read.start for read in rows.reads])
+    assert sizes[np.cumsum(sizes) <= 1000].sum() == 1000  # an epoch reads each row once
+    assert sizes.min() >= 50  # by whole blocks, or neighbours together
+
+
+def test_the_windows_of_blocks_have_orders_of_their_own():
+    sampler = jaxsgd.Blocks(16, block=16, window=1, size=64)
+    batches = jax.jit(jax.vmap(sampler.batch, (None, 0)))(jax.random.key(0), jnp.arange(24))
+    orders = {tuple(index % 16) for index in np.asarray(batches.index)}
+    assert len(orders) == 24
+    epochs = np.asarray(batches.index)[:, 0].reshape(6, 4) // 16
+    assert len({tuple(order) for order in epochs}) > 3
+
+
+def test_rows_handed_out_stay_until_the_one_after_the_next_is_asked_for():
+    rows = np.arange(1000.0, dtype=np.float32)
+    sampler = jaxsgd.Sequential(10, size=1000)
+    data, state = jaxsgd.HostRows(rows, prefetch=2), sampler.init(jax.random.key(0))
+    state = jaxsgd.State(None, None, None, state, None)
+    with closing(streaming.stream(data, sampler, state, 2, None)) as chunks:
+        _, before = next(chunks)
+        for i in range(1, 20):
+            _, now = next(chunks)
+            time.sleep(0.01)  # so that the thread has filled what it may
+            expected = rows.reshape(-1, 2, 10)
+            np.testing.assert_array_equal(before, expected[i - 1])
+            np.testing.assert_array_equal(now, expected[i])
+            before = now
+
+
+def slow(params, rows):
+    """A loss whose computation takes some milliseconds."""
+    start = jax.lax.stop_gradient(jnp.full((200, 200), params["bias"]))
+    small = jax.lax.fori_loop(0, 40, lambda _, x: jnp.tanh(x @ x), start)
+    return table.residual(params, rows) ** 2 + small[0, 0]
+
+
+def test_no_rows_are_overwritten_while_they_are_computed_with():
+    data = table.problem(n=400)[1]
+    solver = jaxsgd.Solver(jaxsgd.RowsLoss(slow), jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
+    state = solver.init(table.problem()[0], data, key=jax.random.key(0))
+    whole, _ = jaxsgd.run(solver, state, data, 40)
+    streamed, _ = next(jaxsgd.chunks(solver, state, host(data, chunk_bytes=1, prefetch=1), 40))
+    chex.assert_trees_all_equal(streamed.params, whole.params)
+
+
+@jaxsgd.part
+class OwnGradient:
+    """A gradient written to the protocol, which reads its rows by `read`."""
+
+    read: object = jaxsgd.static()
+
+    def init(self, params, data, key, carry=None):
+        return jaxsgd.gradients.GradientState()
+
+    def update(self, params, data, batch, state):
+        x, y = self.read(data, batch.index)
+        value = lambda p: jnp.sum(batch.weight * table.residual(p, (x, y)) ** 2)  # noqa: E731
+        return jaxsgd.Estimate(*jax.value_and_grad(value)(params)), state
+
+
+def test_a_gradient_of_ones_own_reads_its_rows_by_take():
+    solver = lambda read: jaxsgd.Solver(OwnGradient(read), jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))  # noqa: E731
+    naive = lambda data, index: jax.tree.map(lambda x: x[index], data)  # noqa: E731
+    state, data = table.start(solver(jaxsgd.take), None)
+    whole, _ = jaxsgd.run(solver(jaxsgd.take), state, data, 5)
+    streamed, _ = next(jaxsgd.chunks(solver(jaxsgd.take), state, host(data), 5))
+    chex.assert_trees_all_equal(streamed.params, whole.params)
+    with pytest.raises(TypeError, match=r"reads its rows by jaxsgd.take\(data, batch.index\)"):
+        next(jaxsgd.chunks(solver(naive), state, host(data), 5))
+
+
+def test_the_best_parameters_come_with_their_carry():
+    params, data = table.problem()
+    result = jaxsgd.fit(
+        jaxsgd.RowsLoss(table.counted, stateful=True), params, data, key=jax.random.key(0), epochs=8,
+        learning_rate=0.3, batch_size=4, carry=jnp.float32(0), validation=data, progress=False,
+        metrics={"loss": lambda p, row, carry: carry}, stop=jaxsgd.EarlyStopping(3),
+    )  # fmt: skip
+    best = np.argmin(result.history["validation_loss"])
+    assert best < len(result.history["epoch"]) - 1
+    np.testing.assert_allclose(result.carry, result.history["validation_loss"][best], rtol=1e-6)
+    assert result.carry != result.state.carry
+
+
+def test_a_part_of_an_array_is_read_without_copying_the_whole():
+    wide = np.zeros((100_000, 20), np.float32)
+    for source in (wide[:, :4], np.asfortranarray(wide[:, :4]), wide[:, :4].astype(">f4")):
+        data = jaxsgd.HostRows(source)
+        out = np.empty((10, 4), np.float32)
+        tracemalloc.start()
+        data.read(np.arange(0, 100_000, 10_000), out)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+        tracemalloc.stop()
 
 
 def test_a_loop_left_early_leaves_no_thread_behind():
@@ -148,7 +243,7 @@ def test_a_read_error_ends_the_run_with_a_sentence_and_its_state(tmp_path):
         table.loss, params, jaxsgd.HostRows((rows, y), chunk_bytes=1, prefetch=1), epochs=3,
         key=jax.random.key(0), sampler=jaxsgd.Sequential(4), learning_rate=0.1, progress=False, **options,
     )  # fmt: skip
-    told = r"rows 12 to 15 of data\[0\] could not be read: bad block"
+    told = r"rows 12 to 15 of data\[0\] could not be read: OSError: bad block"
     with pytest.raises(OSError, match=told) as caught:
         fit(rows, checkpoint=tmp_path / "run")
     assert int(caught.value.result.state.step) == 3
@@ -160,7 +255,7 @@ def test_a_read_error_ends_the_run_with_a_sentence_and_its_state(tmp_path):
 def test_a_truncated_file_does_not_end_the_process(tmp_path):
     path = tmp_path / "x.f32"
     mapped = np.memmap(path, np.float32, "w+", shape=(10_000, 3))
-    data = jaxsgd.HostRows(mapped, chunk_bytes=1)
+    data = jaxsgd.HostRows(np.asarray(mapped[5000:]), chunk_bytes=1)  # a part of it
     solver = jaxsgd.Solver(lambda w, x: jnp.sum((w - x) ** 2), jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
     turns = jaxsgd.chunks(solver, solver.init(jnp.ones(()), data, key=jax.random.key(0)), data, 1)
     state, _ = next(turns)
@@ -184,8 +279,13 @@ def test_refusals():
             act(solver, state, host(data))
     with pytest.raises(TypeError, match=r"data is an iterator \(generator\).*solver.step_on"):
         jaxsgd.HostRows(row for row in range(3))
-    with pytest.raises(TypeError, match=r"data is of type set"):
-        jaxsgd.HostRows({1, 2})
+    for source in ({1, 2}, h5py):
+        with pytest.raises(TypeError, match=r"data is of type (set|module), expected an array"):
+            jaxsgd.HostRows(source)
+    with pytest.raises(TypeError, match=r"data\[0\] is a HostRows.*give HostRows all arrays"):
+        solver.init(table.problem()[0], (host(data), data), key=jax.random.key(0))
+    with pytest.raises(TypeError, match="Objective's data stay on the host"):
+        jaxsgd.Objective(table.loss, host(data))
     with pytest.raises(TypeError, match=r"data\['x'\] is an array of <U1, expected numbers"):
         jaxsgd.HostRows({"x": np.array(["a"])})
     with pytest.raises(ValueError, match=r"data\[0\] has 3, data\[1\] has 4"):
