@@ -10,7 +10,8 @@ run: $(VENV)/.run
 	$(BIN)/jaxsgd fit digits
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --quick
+	$(BIN)/python -m pytest tests/test_laws.py tests/test_streaming.py tests/test_loops.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -284,7 +284,7 @@ class Blocks:
         window, place = positions // together, positions % together
         order = begin + 2 + window
         shuffled = permute_epoch(key, order, jnp.minimum(place, last - 1), last)
-        if windows > 1:
+        if last < together:
             other = permute_epoch(key, order, place, together)
             shuffled = jnp.where(window == windows - 1, shuffled, other)
         place = window * together + shuffled

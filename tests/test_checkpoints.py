@@ -167,11 +167,11 @@ def other_loss(params, row):
         ({"rule": "adam schedule"}, r"solver.rule is Momentum\(\), but Adam\(\)"),
         ({"rate": 0.1}, r"rule.learning_rate.initial is float32\[\] 0.05, but float32\[\] 0.1 was given"),
         ({"batch_size": 4}, r"solver.sampler is Shuffled\(batch_size=8.*but Shuffled\(batch_size=4"),
-        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty is NoneType, but L2"),
+        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty is None, but L2"),
         ({"key": jax.random.key(1)}, r"its key is key<fry>\[\] "),
         ({"stop": jaxsgd.EarlyStopping(6)}, "stop.patience"),
         ({"metrics": {"error": table.residual}}, "metrics.error is not there"),
-        ({"row_weight": np.arange(40.0)}, r"solver.row_weight is NoneType, but float32\[40\]"),
+        ({"row_weight": np.arange(40.0)}, r"solver.row_weight is None, but float32\[40\]"),
         ({"validation": table.problem(n=20)[1]}, r"validation.0 is float32\[40, 3\], but float32\[20, 3\]"),
     ],
 )  # fmt: skip
