@@ -189,7 +189,7 @@ def fit(
         except Exception as error:
             if any(x.is_deleted() for x in jax.tree.leaves(course.state)):
                 error.add_note("fit lost its state in the compiled call that failed")
-            else:
+            elif course.step:  # else there is nothing to lose
                 if course is not start:
                     work.keep(course)
                 failed = course._replace(reason=int(Reason.FAILED))
