@@ -96,6 +96,19 @@ def test_fit_weighs_its_history_and_its_validation():
     np.testing.assert_allclose(told, mean, rtol=1e-5)
 
 
+def test_the_slope_along_the_weights_themselves_is_zero():
+    """Their scale plays no part: where the mean is 1 already, too."""
+    final = lambda v: jnp.sum(train(v, jaxsgd.FullBatch(), steps=3)["weight"] ** 2)  # noqa: E731
+    slope = jax.jit(jax.grad(final))
+    for v in (jnp.ones(table.N), jnp.arange(1.0, table.N + 1)):
+        grads = slope(v)
+        assert float(jnp.abs(grads).max()) > 1e-3
+        np.testing.assert_allclose(v @ grads, 0, atol=1e-5)
+    one, step = jnp.ones(table.N), 0.01 * jnp.eye(table.N)[0]
+    difference = (final(one + step) - final(one - step)) / 0.02
+    np.testing.assert_allclose(slope(one)[0], difference, rtol=1e-2)
+
+
 def test_weights_are_kept_by_a_solver_made_of_anothers_parts():
     rng = np.random.default_rng(0)
     solver = jaxsgd.Solver(
