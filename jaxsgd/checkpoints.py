@@ -36,7 +36,8 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
         parameters, a history in NumPy arrays.
       of: what the state belongs to: the solver, or a pytree of it and more (the data's shapes, a
         stop). Not saved but outlined, so that `restore` can refuse another. A function is told
-        apart by its name, code, defaults and closure, not by globals that it reads.
+        apart by its name, code (but for installed libraries), defaults and closure, not by globals
+        that it reads.
       keep: how many to keep, at least 1.
 
     Returns:

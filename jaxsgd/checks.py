@@ -134,8 +134,9 @@ def shapes(data: PyTree) -> PyTree:
 def alike(other: PyTree, data: PyTree, name: str) -> None:
     """Refuse rows that are not of the structure and shapes of the rows of `data`."""
     rows(other, name)
-    row = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], bool), shapes(tree))  # noqa: E731
-    if form(row(other)) != form(row(data)):
+    forms = [form(shapes(tree)) for tree in (other, data)]
+    rows_of = [(structure, [shape[1:] for shape in leaves]) for structure, leaves in forms]
+    if rows_of[0] != rows_of[1]:
         told = [jax.tree.map(lambda x: x.shape[1:], shapes(tree)) for tree in (other, data)]
         raise ValueError(f"a row of {name} has shape {told[0]}, expected {told[1]} as in data")
 

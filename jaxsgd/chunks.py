@@ -91,7 +91,8 @@ def _chunks(
 ) -> Iterator[tuple[State, PyTree]]:
     taken, turn = 0, None
     for piece in advances(solver, _copied(state), data, repeat(every), record, most=every):
-        turn = _filled(turn, piece.trace, taken, piece.steps) if taken else piece.trace
+        span = _on_device(taken), _on_device(piece.steps)
+        turn = _filled(turn, piece.trace, *span) if taken else piece.trace
         taken += piece.steps
         if taken == every:
             yield _copied(piece.state), turn

@@ -19,7 +19,7 @@ from jaxsgd import checks
 from jaxsgd.averaging import averaged, find_average
 from jaxsgd.checkpoints import checkpoints, restore, save
 from jaxsgd.chunks import Piece, advances
-from jaxsgd.evaluation import evaluate
+from jaxsgd.evaluation import means_over
 from jaxsgd.outlines import Outline, outline
 from jaxsgd.pairs import Batch, Function, Info, PyTree, State, as_arguments
 from jaxsgd.solver import Solver
@@ -160,7 +160,7 @@ class Work:
         }
         if self.metrics:
             params, carry = params_of(state), state.carry
-            means = evaluate(self.metrics, params, self.rows, row_weight=self.weight, carry=carry)
+            means = means_over(self.metrics, params, self.rows, self.weight, carry)
             means = jax.device_get(means)
             record |= {f"{self.prefix}{name}": float(mean) for name, mean in means.items()}
         if self.log is not None:

@@ -58,14 +58,25 @@ def evaluate(
         checks.weights(row_weight, "row_weight")
         checks.one_a_row(row_weight, n, "row_weight")
     named = metrics if isinstance(metrics, dict) else {"": metrics}
-    forms = {name: _metric(metric, name) for name, metric in named.items()}
-    batch_size = min(batch_size, n)
-    if isinstance(data, HostRows):
-        means = _evaluate_blocks(forms, params, data, row_weight, carry, batch_size)
-    else:
-        args = as_arguments((forms, params, data, row_weight, carry))
-        means = _evaluate(*args, batch_size=batch_size)
+    means = means_over(named, params, data, row_weight, carry, batch_size)
     return means if isinstance(metrics, dict) else means[""]
+
+
+def means_over(
+    metrics: dict[str, Any],
+    params: PyTree,
+    data: PyTree,
+    row_weight: jax.Array | None,
+    carry: PyTree,
+    batch_size: int = 1024,
+) -> dict[str, jax.Array]:
+    """`evaluate` of row weights that were looked at before: that reads all of them."""
+    forms = {name: _metric(metric, name) for name, metric in metrics.items()}
+    batch_size = min(batch_size, checks.rows(data))
+    if isinstance(data, HostRows):
+        return _evaluate_blocks(forms, params, data, row_weight, carry, batch_size)
+    args = as_arguments((forms, params, data, row_weight, carry))
+    return _evaluate(*args, batch_size=batch_size)
 
 
 def _evaluate_blocks(

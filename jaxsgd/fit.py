@@ -116,6 +116,7 @@ def fit(
     Raises:
       ValueError, TypeError: both or none of learning_rate and rule, and all that `Solver` refuses;
         a checkpoint of another run.
+      ImportError, FileExistsError: no Orbax, or a checkpoint folder that holds other things.
       OSError: rows on the host could not be read. This, and any error of `log` or a metric, has the
         `Result` so far in its attribute `result`, and is raised after a checkpoint was written.
 

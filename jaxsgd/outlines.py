@@ -14,7 +14,6 @@ import numpy as np
 from jaxsgd.pairs import PyTree
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
-DEPTH = 40  # of what a function closes over, and what that closes over
 CODE = re.compile(r" code [0-9a-f]{16}")
 
 
@@ -23,13 +22,14 @@ class Outline(dict[str, str]):
 
 
 def outline(
-    tree: PyTree, name: str = "", *, with_values: bool = True, depth: int = DEPTH
+    tree: PyTree, name: str = "", *, with_values: bool = True, seen: dict[int, Any] | None = None
 ) -> Outline:
     """The outline of a tree, or the outline that it is.
 
     A node is its type and static fields, a function its name and a digest of its code, defaults and
     closure. A leaf is its dtype and shape and, `with_values`, its number or an array's checksum;
-    without them a NumPy array may be of any length.
+    without them a NumPy array may be of any length. `seen` are the values met before, each told
+    once, for functions may close over each other.
     """
     if isinstance(tree, Outline):
         return tree
@@ -38,13 +38,13 @@ def outline(
     )
     node = structure.node_data()  # type: ignore[attr-defined]
     if node is None:
-        return Outline({name: _leaf(tree, with_values, depth)})
+        return Outline({name: _leaf(tree, with_values, seen)})
     kind, aux = node
-    told = Outline({name: _plain(tree) if aux is tree else _node(kind, aux, depth)})
+    told = Outline({name: _plain(tree) if aux is tree else _node(kind, aux, seen)})
     for path, child in children:
         inner = jax.tree_util.keystr(path, simple=True).strip(".")
         inner = f"{name}.{inner}" if name else inner
-        told |= outline(child, inner, with_values=with_values, depth=depth)
+        told |= outline(child, inner, with_values=with_values, seen=seen)
     return told
 
 
@@ -75,11 +75,11 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _leaf(leaf: Any, with_values: bool, depth: int) -> str:
+def _leaf(leaf: Any, with_values: bool, seen: dict[int, Any] | None = None) -> str:
     if isinstance(leaf, np.ndarray) and not with_values:
         return f"NumPy {leaf.dtype}{list(leaf.shape[1:])}"
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return _words(leaf, depth) if with_values else type(leaf).__name__
+        return _words(leaf, seen) if with_values else type(leaf).__name__
     told = f"{leaf.dtype}{list(leaf.shape)}"
     if not with_values or isinstance(leaf, jax.ShapeDtypeStruct):
         return told
@@ -87,32 +87,37 @@ def _leaf(leaf: Any, with_values: bool, depth: int) -> str:
     return f"{told} " + (str(host[()]) if host.ndim == 0 else f"{checksum(host):08x}")
 
 
-def _node(kind: type, aux: Any, depth: int) -> str:
+def _node(kind: type, aux: Any, seen: dict[int, Any] | None) -> str:
     if kind in (dict, list, tuple, type(None)) or hasattr(kind, "_fields") or aux is None:
         return kind.__name__
     fields = getattr(kind, "__dataclass_fields__", {}).values()
     names = [field.name for field in fields if field.metadata.get("static")]
     if names and isinstance(aux, tuple) and len(names) == len(aux):
         statics = zip(names, aux, strict=True)
-        told = (f"{name}={_words(value, depth - 1)}" for name, value in statics)
+        told = (f"{name}={_words(value, seen)}" for name, value in statics)
         return f"{kind.__name__}({', '.join(told)})"
-    return f"{kind.__name__}{_words(aux, depth - 1)}"
+    return f"{kind.__name__}{_words(aux, seen)}"
 
 
-def _words(value: Any, depth: int) -> str:
-    inner = lambda x: _words(x, depth - 1)  # noqa: E731
+def _words(value: Any, seen: dict[int, Any] | None) -> str:
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return _leaf(value, True, depth)
+        return _leaf(value, True)
     if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
         return getattr(value, "__qualname__", value.__name__)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Optax makes floats of its closures' ints as it is traced
-    if depth <= 0 or value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, str | bool | int | float):
         return _plain(value)
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return f"the same as {list(seen).index(id(value))}"
+    seen[id(value)] = value  # kept alive, lest another get its id
+    inner = lambda x: _words(x, seen)  # noqa: E731
     if isinstance(value, list | tuple):
         return f"({', '.join(map(inner, value))})"
     if isinstance(value, set | frozenset):
-        return f"({', '.join(sorted(map(inner, value)))})"
+        # each told as if it were the first, for their order is another in each process
+        return f"({', '.join(sorted(_words(x, dict(seen)) for x in value))})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {inner(x)}" for key, x in value.items()) + "}"
     if isinstance(value, types.MethodType):
@@ -120,16 +125,16 @@ def _words(value: Any, depth: int) -> str:
     while not isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__"):
         value = value.__wrapped__  # out of a jit
     if isinstance(value, types.FunctionType):
-        return _function(value, depth)
+        return _function(value, seen)
     if not jax.tree_util.all_leaves([value]):
-        return inner(list(outline(value, depth=depth - 1).values()))
+        return inner(list(outline(value, seen=seen).values()))
     if callable(value) and type(value).__repr__ is object.__repr__:
         held = type(value).__call__, getattr(value, "__dict__", {})
         return f"{type(value).__qualname__}{inner(held)}"
     return _plain(value)
 
 
-def _function(function: types.FunctionType, depth: int) -> str:
+def _function(function: types.FunctionType, seen: dict[int, Any] | None) -> str:
     """A function by its name and a digest of its code, defaults and closure.
 
     What other libraries installed is told by its name, and by what it closed over: their next
@@ -139,7 +144,7 @@ def _function(function: types.FunctionType, depth: int) -> str:
     is_installed = "site-packages" in function.__code__.co_filename
     code = None if is_installed else _code(function.__code__, function.__doc__)
     held = function.__defaults__, function.__kwdefaults__, _closure(function)
-    digest = hashlib.sha256(f"{code} {_words(held, depth - 1)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{code} {_words(held, seen)}".encode()).hexdigest()
     return f"{name} code {digest[:16]}"
 
 

@@ -233,7 +233,8 @@ class Blocks:
     that order are taken together, and their rows permuted. So `window * block` rows at a time are
     read in runs, as `HostRows` does for compressed files and the network, and each row is still as
     likely as any other at each step. Where `block` does not divide n, the blocks begin at a random
-    row of each epoch, around the end; where it does, they are those of the file.
+    row of each epoch, around the end; where it does, they are those of the file. Weights are those
+    of `Shuffled`.
 
     Args:
       batch_size: B, the number of slots of a batch, 1 to n.

@@ -1,4 +1,4 @@
-"""Every example in a docstring runs, with these names at hand."""
+"""How the suite compiles, and in which order its files run."""
 
 import os
 

@@ -208,8 +208,12 @@ def recursive(scale):
     return loss
 
 
-def adam(*args, **options):
-    return lambda rate: optax.chain(optax.clip(1.0), optax.adam(rate, *args, **options))
+def entangled(scale):
+    """Functions that all close over each other: many paths, none with an end."""
+    functions = []
+    for i in range(40):
+        functions.append(lambda params, row, i=i: scale * functions[i - 1](params, row))
+    return functions[0]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +226,7 @@ def adam(*args, **options):
         lambda scale: Callable(scale),
         lambda scale: Callable(scale).__call__,
         lambda scale: recursive(np.full(3, scale)),
+        entangled,
         lambda scale: optax.chain(optax.clip(1.0), optax.adam(scale)),
         lambda scale: optax.chain(optax.clip(scale), optax.adamw(1.0, weight_decay=0.1)),
         lambda scale: optax.adam(optax.cosine_decay_schedule(0.1, int(100 * scale))),
