@@ -41,6 +41,7 @@ from jaxsgd.stopping import (
     SmallStep,
 )
 from jaxsgd.streaming import HostRows
+from jaxsgd.sweeps import Ranked, Sweep, sweep
 from jaxsgd.transformations import FromOptax
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "Objective",
     "Proximal",
     "RMSProp",
+    "Ranked",
     "Reason",
     "Result",
     "RowLoss",
@@ -90,6 +92,7 @@ __all__ = [
     "Solver",
     "State",
     "StepDecay",
+    "Sweep",
     "TailAverage",
     "WarmRestarts",
     "Warmup",
@@ -108,6 +111,7 @@ __all__ = [
     "run_until",
     "save",
     "static",
+    "sweep",
     "take",
     "weights_only",
 ]

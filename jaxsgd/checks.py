@@ -105,6 +105,15 @@ def no_iterator(data: Any, name: str = "data") -> None:
         )
 
 
+def concrete(tree: PyTree, name: str) -> None:
+    """Refuse tracers where a host loop needs numbers."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{name} was called inside a traced function (jit, vmap, sweep), but is a loop on the "
+            "host; use jaxsgd.run there, which is a pure function"
+        )
+
+
 def one_a_row(value: Any, n: int, name: str) -> None:
     """Refuse an array that has not one entry for each of `n` rows."""
     shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)

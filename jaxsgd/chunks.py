@@ -72,6 +72,7 @@ def chunks(
     """
     every = checks.integer(every, "every", 1)
     check_state(state, data)
+    checks.concrete((solver, state, data), "chunks")
     record = record if record is None else as_callable(record, "record")
     return _chunks(solver, state, data, every, _Record(record))
 

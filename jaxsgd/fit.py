@@ -146,6 +146,7 @@ def fit(
     sampler = Shuffled(batch_size) if sampler is None else sampler
     epochs = checks.integer(epochs, "epochs", 0)
     solver = Solver(loss_or_gradient, sampler, rule, penalty, row_weight)
+    checks.concrete((solver, params, data, key), "fit")
     metrics = _metrics(solver, metrics, validation)
     state = solver.init(params, data, key=key, carry=carry)
     if validation is not None:

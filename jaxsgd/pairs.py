@@ -92,8 +92,8 @@ class Function:
 
     fn: Callable[..., Any] = static()
 
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.fn(*args, **named)
 
     def __repr__(self) -> str:
         return getattr(self.fn, "__qualname__", repr(self.fn))

@@ -4,8 +4,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +15,7 @@ class Bar:
     """tqdm's bar over epochs, or nothing."""
 
     def __init__(self, show: bool, epochs: int, rows: int, done: int = 0):
-        self.bar, self.rows = None, rows
-        if show:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                told = (
-                    "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
-                )
-                warnings.warn(told, stacklevel=3)
-            else:
-                self.bar = tqdm(total=epochs, initial=done, unit="epoch")
+        self.bar, self.rows = _bar(show, total=epochs, initial=done, unit="epoch"), rows
 
     def __enter__(self) -> "Bar":
         return self
@@ -46,6 +37,25 @@ class Bar:
             speed = f"{self.rows / history['seconds'][-1]:.3g}"
             self.bar.set_postfix(shown | {"rows/s": speed}, refresh=False)
             self.bar.update(done - self.bar.n)
+
+
+def counted(items: list[Any], show: bool, unit: str) -> Iterable[Any]:
+    """The items, with a bar over them."""
+    bar = _bar(show, iterable=items, unit=unit)
+    return items if bar is None else bar
+
+
+def _bar(show: bool, **options: Any) -> Any:
+    """tqdm's bar, or None with a warning where it is missing."""
+    if not show:
+        return None
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        told = "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
+        warnings.warn(told, stacklevel=4)
+        return None
+    return tqdm(**options)
 
 
 @contextmanager

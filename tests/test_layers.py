@@ -8,7 +8,8 @@ import jaxsgd
 ROOMS = [
     "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "streaming", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
-    "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
+    "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
+    "memory", "lanes", "sweeps", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
 ]  # fmt: skip
 
 

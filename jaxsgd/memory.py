@@ -1,0 +1,53 @@
+"""How many bytes a traced program needs, and how many there are."""
+
+import math
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import jax
+
+
+@lru_cache(maxsize=1024)
+def peak(jaxpr: Any) -> int:
+    """About the most bytes that the results of a jaxpr's operations take at one time.
+
+    Each lives from the operation that makes it to the last that reads it; the arguments are not
+    counted. A compiler that fuses operations needs less.
+    """
+    end = len(jaxpr.eqns)
+    reads = [(v, i) for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars]
+    last = {id(v): i for v, i in [*reads, *((v, end) for v in jaxpr.outvars)]}
+    held = most = 0
+    ending: list[int] = [0] * (end + 1)  # bytes whose last reader is the i-th operation
+    for i, eqn in enumerate(jaxpr.eqns):
+        for v in eqn.outvars:
+            held += _bytes(v.aval)
+            ending[last.get(id(v), i)] += _bytes(v.aval)
+        most = max(most, held + max(map(peak, _inner(eqn.params)), default=0))
+        held -= ending[i]
+    return most
+
+
+def available(device: Any) -> int:
+    """The bytes a device has: those of the machine where it does not tell its own."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs that an operation runs: the body of a loop, its branches, what it calls."""
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else [value]:
+            each = getattr(each, "jaxpr", each)
+            if hasattr(each, "eqns"):
+                yield each
+
+
+def _bytes(aval: Any) -> int:
+    """The size of an array; a key is counted as 16 bytes."""
+    is_key = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return math.prod(aval.shape) * (16 if is_key else aval.dtype.itemsize)
