@@ -5,12 +5,14 @@ from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.averaging import EMA, TailAverage, averaged
 from jaxsgd.checkpoints import restore, save
 from jaxsgd.chunks import chunks
+from jaxsgd.dynamic import DynamicBatch
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
 from jaxsgd.gradients import Minibatch, take
 from jaxsgd.line_search import LineSearch
 from jaxsgd.loops import run, run_until
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
+from jaxsgd.meshes import MeshRows, process_rows
 from jaxsgd.models import MLP, Linear, weights_only
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
 from jaxsgd.penalties import L1, L2, ElasticNet
@@ -28,6 +30,7 @@ from jaxsgd.schedules import (
     WarmRestarts,
     Warmup,
 )
+from jaxsgd.shards import Sharded
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import (
     AnyOf,
@@ -61,6 +64,7 @@ __all__ = [
     "Converged",
     "CosineDecay",
     "Diverged",
+    "DynamicBatch",
     "EarlyStopping",
     "ElasticNet",
     "Ending",
@@ -74,6 +78,7 @@ __all__ = [
     "LineSearch",
     "Linear",
     "LinearDecay",
+    "MeshRows",
     "Minibatch",
     "Momentum",
     "Nesterov",
@@ -86,6 +91,7 @@ __all__ = [
     "RowLoss",
     "RowsLoss",
     "Sequential",
+    "Sharded",
     "Shuffled",
     "SmallGradient",
     "SmallStep",
@@ -106,6 +112,7 @@ __all__ = [
     "permute",
     "plots",
     "problems",
+    "process_rows",
     "restore",
     "run",
     "run_until",

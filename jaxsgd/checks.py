@@ -74,7 +74,7 @@ def rows(data: PyTree, name: str = "data") -> int:
         if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
             given = "a scalar" if getattr(leaf, "ndim", None) == 0 else f"a {type(leaf).__name__}"
             hint = "convert it with jnp.asarray, or step over a loader's batches by solver.step_on"
-            if hasattr(leaf, "host_shapes"):
+            if hasattr(leaf, "row_shapes"):
                 hint = "give HostRows all arrays: HostRows((x, y))"
             raise TypeError(
                 f"{where} is {given}, expected an array whose leading axis counts the rows; {hint}"
@@ -137,7 +137,7 @@ def weights(value: Any, name: str) -> None:
 
 def shapes(data: PyTree) -> PyTree:
     """Data that stay on the host by their shapes alone, others as they are."""
-    return getattr(data, "host_shapes", data)
+    return getattr(data, "row_shapes", data)
 
 
 def alike(other: PyTree, data: PyTree, name: str) -> None:

@@ -11,6 +11,7 @@ from jax import lax
 from jaxsgd import checks
 from jaxsgd.gradients import take
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
+from jaxsgd.meshes import MeshRows
 from jaxsgd.pairs import PyTree, State, accumulator_of, as_arguments, as_callable, part, static
 from jaxsgd.samplers import Sequential
 from jaxsgd.streaming import HostRows, blocks
@@ -35,7 +36,7 @@ def evaluate(
       metrics: a function of `(params, row)` to a number or array (bools and ints are averaged as
         floats), a `RowLoss` or `RowsLoss`, or a dict of those.
       params: the parameters.
-      data: the rows: arrays, or `HostRows`.
+      data: the rows: arrays, `HostRows` or `MeshRows`.
       row_weight: None, or v, an array of length n, at least 0.
       batch_size: rows in a chunk; it bounds the memory.
       carry: a model state, given to each function as a third argument where it is not None.
@@ -96,7 +97,15 @@ def _evaluate_blocks(
 def _evaluate(
     forms: Any, params: PyTree, data: PyTree, row_weight: Any, carry: PyTree, *, batch_size: int
 ) -> Any:
-    return _means(_add(forms, params, data, row_weight, carry, None, batch_size=batch_size))
+    add = partial(_add, sums=None, batch_size=batch_size)
+    if not isinstance(data, MeshRows):
+        return _means(add(forms, params, data, row_weight, carry))
+
+    def own(rows: PyTree, first: jax.Array, args: Any, row_weight: Any, carry: PyTree) -> Any:
+        weight = data.weights(row_weight, first, checks.rows(rows))
+        return lax.psum(add(*args, rows, weight, carry), data.axis)
+
+    return _means(data.each(own, (forms, params), row_weight, carry))
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from jaxsgd import checks
 from jaxsgd.pairs import Info, PyTree, State, as_arguments, as_callable, select, strong
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import Check, Ending, Reason, as_reason, as_stop
+from jaxsgd.streaming import HostRows
 
 
 def run(
@@ -236,7 +237,7 @@ def _windows(steps: int, name: str, every: Any) -> int:
 
 def _check(state: Any, data: PyTree) -> None:
     check_state(state, data)
-    if checks.shapes(data) is not data:
+    if isinstance(data, HostRows):
         raise TypeError(
             f"data are {data!r}, which stay on the host, expected arrays: a compiled run cannot "
             "read them on its way; use jaxsgd.chunks or jaxsgd.fit"

@@ -26,12 +26,12 @@ class SamplerState(NamedTuple):
     step: jax.Array  # int32[]
 
 
-def _init(self: Any, key: jax.Array) -> SamplerState:
+def begin(self: Any, key: jax.Array) -> SamplerState:
     """The state before the first batch. `key` is folded only: derive other keys by `fold_in`."""
     return SamplerState(checks.key(key), jnp.zeros((), jnp.int32))
 
 
-def _update(self: Any, state: SamplerState) -> tuple[Batch, SamplerState]:
+def advance(self: Any, state: SamplerState) -> tuple[Batch, SamplerState]:
     """The next batch, and the state after it."""
     return self.batch(state.key, state.step), SamplerState(state.key, state.step + 1)
 
@@ -76,11 +76,18 @@ def _positions(self: Any, step: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def for_rows(sampler: Any, size: int) -> Any:
     """The sampler with its size filled in, or a refusal where it has another one."""
+    if hasattr(sampler, "sampler"):  # one around another
+        return dataclasses.replace(sampler, sampler=for_rows(sampler.sampler, size))
     if sampler.size is None:
         return dataclasses.replace(sampler, size=size)
     if sampler.size != size:
         raise ValueError(f"{sampler} was given size={sampler.size}, but the data have {size} rows")
     return sampler
+
+
+def slots(sampler: Any) -> int:
+    """The length of a batch's arrays."""
+    return getattr(sampler, "slots", None) or sampler.batch_size
 
 
 def _uniform(count: int) -> jax.Array:
@@ -104,8 +111,8 @@ class FullBatch:
 
     size: int | None = static(default=None)
 
-    init = _init
-    update = _update
+    init = begin
+    update = advance
     steps_per_epoch = property(_steps_per_epoch)
 
     def __post_init__(self) -> None:
@@ -115,6 +122,10 @@ class FullBatch:
     def batch_size(self) -> int:
         """All rows."""
         return _size(self)
+
+    def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
+        """The rows (int32) at some positions of an epoch: those very numbers."""
+        return positions
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """The same batch at every step."""
@@ -143,12 +154,16 @@ class Sequential:
     size: int | None = static(default=None)
     drop_last: bool = static(default=False, kw_only=True)
 
-    init = _init
-    update = _update
+    init = begin
+    update = advance
     steps_per_epoch = property(_steps_per_epoch)
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
+        """The rows (int32) at some positions of an epoch: those very numbers."""
+        return positions
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]); the key plays no part."""
@@ -180,17 +195,21 @@ class Shuffled:
     size: int | None = static(default=None)
     drop_last: bool = static(default=False, kw_only=True)
 
-    init = _init
-    update = _update
+    init = begin
+    update = advance
     steps_per_epoch = property(_steps_per_epoch)
 
     def __post_init__(self) -> None:
         _check(self)
 
+    def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
+        """The rows (int32) at some positions of an epoch's order."""
+        return permute_epoch(checks.key(key), epoch, positions, _size(self))
+
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
         epoch, positions, weight = _positions(self, step)
-        return Batch(permute_epoch(checks.key(key), epoch, positions, self.size), weight)
+        return Batch(self.rows(key, epoch, positions), weight)
 
 
 @part
@@ -211,8 +230,8 @@ class WithReplacement:
     batch_size: int = static()
     size: int | None = static(default=None)
 
-    init = _init
-    update = _update
+    init = begin
+    update = advance
     steps_per_epoch = property(_steps_per_epoch)
 
     def __post_init__(self) -> None:
@@ -257,8 +276,8 @@ class Blocks:
     size: int | None = static(default=None)
     drop_last: bool = static(default=False, kw_only=True)
 
-    init = _init
-    update = _update
+    init = begin
+    update = advance
     steps_per_epoch = property(_steps_per_epoch)
 
     def __post_init__(self) -> None:
@@ -277,6 +296,10 @@ class Blocks:
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
         epoch, positions, weight = _positions(self, step)
+        return Batch(self.rows(key, epoch, positions), weight)
+
+    def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
+        """The rows (int32) at some positions of an epoch's order."""
         n, together, key = _size(self), self.window_rows, checks.key(key)
         windows = -(-n // together)
         last = n - (windows - 1) * together
@@ -297,4 +320,4 @@ class Blocks:
         if rest:
             first = permute_epoch(key, begin + 1, jnp.zeros((), jnp.int32), n)
             row = row - jnp.where(row >= n - first, n - first, -first)  # (row + first) mod n
-        return Batch(row, weight)
+        return row

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsgd import checks
+from jaxsgd import checks, meshes
 from jaxsgd.gradients import Gathered, Minibatch, take
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.pairs import (
@@ -23,7 +23,6 @@ from jaxsgd.pairs import (
     strong,
 )
 from jaxsgd.proximal import penalty_of
-from jaxsgd.samplers import for_rows
 from jaxsgd.transformations import as_rule, rate_used
 
 
@@ -80,7 +79,7 @@ class Solver:
         """The sampler, its size filled in from the data (static)."""
         n = checks.rows(data)
         checks.one_a_row(self.row_weight, n, "the solver's row_weight")
-        return for_rows(self.sampler, n)
+        return meshes.sampler_for(self.sampler, data, n)
 
     def init(self, params: PyTree, data: PyTree, *, key: jax.Array, carry: PyTree = None) -> State:
         """The state before the first step. It owns its buffers: params, data and key stay alive.
@@ -144,14 +143,14 @@ class Solver:
         if self.row_weight is not None:
             factor = take(self.row_weight, batch.index)
             batch = batch._replace(weight=batch.weight * factor)
-        estimate, gradient = self.gradient.update(params, data, batch, state.gradient)
+        estimate, gradient = meshes.update(self.gradient, params, data, batch, state.gradient)
         penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
         if self.penalty is not None:
             penalty, slope = jax.value_and_grad(self._penalty)(accumulate(params))
             grads = jax.tree.map(jnp.add, grads, slope)
 
         def value_fn(params: PyTree) -> jax.Array:
-            loss = self.gradient.value(params, data, batch, state.gradient)
+            loss = meshes.value(self.gradient, params, data, batch, state.gradient)
             return loss if self.penalty is None else loss + self._penalty(params)
 
         value = estimate.loss + penalty

@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxsgd import checks
 from jaxsgd.pairs import PyTree, State
+from jaxsgd.samplers import slots
 
 T = TypeVar("T")
 GAP, RUN = (
@@ -65,19 +66,17 @@ class HostRows:
         self.prefetch = checks.integer(prefetch, "HostRows' prefetch", 1)
         self.chunk_bytes = checks.integer(chunk_bytes, "HostRows' chunk_bytes", 1)
         # what a program sees of them: `checks.rows` and all that asks for shapes looks here
-        self.host_shapes = jax.tree_util.tree_map_with_path(_shape_of, arrays)
-        self.size = checks.rows(self.host_shapes)
+        self.row_shapes = jax.tree_util.tree_map_with_path(_shape_of, arrays)
+        self.size = checks.rows(self.row_shapes)
         self.row_bytes = sum(
-            int(np.prod(s.shape[1:])) * s.dtype.itemsize for s in jax.tree.leaves(self.host_shapes)
+            int(np.prod(s.shape[1:])) * s.dtype.itemsize for s in jax.tree.leaves(self.row_shapes)
         )
 
     def __len__(self) -> int:
         return self.size
 
     def __repr__(self) -> str:
-        return (
-            f"HostRows of {jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', self.host_shapes)}"
-        )
+        return f"HostRows of {jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', self.row_shapes)}"
 
     def read(self, index: np.ndarray, out: PyTree) -> PyTree:
         """The rows at `index` (int[m]) into the first m rows of `out`, which it returns.
@@ -168,7 +167,7 @@ def _is_whole(source: np.ndarray) -> None:
 def steps_of_a_chunk(data: HostRows, sampler: Any) -> int:
     """How many batches a chunk holds: its bytes, but no less than the sampler shuffles together."""
     rows = max(data.chunk_bytes // max(data.row_bytes, 1), getattr(sampler, "window_rows", 0))
-    return int(max(1, rows // sampler.batch_size))
+    return int(max(1, rows // slots(sampler)))
 
 
 def stream(
@@ -190,12 +189,12 @@ def stream(
                 f"in 0..{len(data) - 1}"
             )
         data.read(index, out)
-        batches = lambda x: x.reshape(steps, sampler.batch_size, *x.shape[1:])  # noqa: E731
+        batches = lambda x: x.reshape(steps, slots(sampler), *x.shape[1:])  # noqa: E731
         return jax.tree.map(batches, out)
 
     begins = count(step=steps) if total is None else range(0, total, steps)
     counts = (steps if total is None else min(steps, total - begin) for begin in begins)
-    return _ahead(data, counts, read, steps * sampler.batch_size, state)
+    return _ahead(data, counts, read, steps * slots(sampler), state)
 
 
 def blocks(data: HostRows, batch_size: int) -> Generator[tuple[int, PyTree], None, None]:
@@ -218,9 +217,7 @@ def _ahead(
     `out` is one of a ring of buffers, for fresh memory costs more than the rows: as many as are
     ahead, one in use, and one whose computation may not have ended.
     """
-    ring = [
-        jax.tree.map(partial(_buffer, rows), data.host_shapes) for _ in range(data.prefetch + 2)
-    ]
+    ring = [jax.tree.map(partial(_buffer, rows), data.row_shapes) for _ in range(data.prefetch + 2)]
     place = [x.sharding for x in jax.tree.leaves(near) if x.committed]
     # which a thread does not inherit
     x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsgd import checks, memory
 from jaxsgd.lanes import RUNS, Plan, all_lanes, fill, room
+from jaxsgd.meshes import auto
 from jaxsgd.pairs import PyTree, as_arguments, as_callable, part
 from jaxsgd.progress import counted
 
@@ -115,7 +116,7 @@ class Sweep:
           ValueError: in every setting a run diverged.
 
         >>> result = jaxsgd.sweep(lambda rate, key: (rate - 0.3) ** 2, over={
-        ...     "rate": [0.1, 0.2, 0.4], "key": jax.random.split(jax.random.key(0), 4)})
+        ...     "rate": [0.1, 0.2, 0.5], "key": jax.random.split(jax.random.key(0), 4)})
         >>> round(result.best(mean_over="key").point["rate"], 3)
         0.2
         """
@@ -292,6 +293,7 @@ def _on_mesh(
     """The plan and the arguments, placed on a mesh with an axis for the runs."""
     if RUNS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {RUNS!r}")
+    mesh = auto(mesh)
     devices = mesh.shape[RUNS]
     fitting = [i for i in plan.order if shape[i] % devices == 0]
     if not fitting:

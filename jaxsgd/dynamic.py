@@ -1,0 +1,92 @@
+"""Batches whose size is a number of the run, not of the program."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.pairs import Batch, part
+from jaxsgd.samplers import FullBatch, WithReplacement, advance, begin
+
+
+@part
+class DynamicBatch:
+    """Another sampler's rows, `batch_size` of them a step: a traced number, to be swept.
+
+    Epochs are those of the sampler with a batch size b: `T = ceil(n / b)` steps, each row once, the
+    short last batch weighed right. A batch keeps the sampler's slots, so a step costs what one of
+    its whole batches does, whatever b.
+
+    Args:
+      sampler: `Shuffled`, `Sequential`, `Blocks`, `WithReplacement` or `FullBatch`; its own batch
+        size is the most that b may be.
+      batch_size: b, an int or integer array, 1 to the sampler's batch size; a leaf. A traced one
+        outside gives weights, and so a loss, of NaN.
+
+    Raises:
+      TypeError: a batch size that is no integer, or another sampler.
+      ValueError: a batch size that is too small or too large.
+
+    >>> sampler = jaxsgd.DynamicBatch(jaxsgd.Shuffled(4, size=5), 2)
+    >>> [[n for n, w in zip(*sampler.batch(jax.random.key(0), t)) if w].__len__() for t in range(3)]
+    [2, 2, 1]
+    """
+
+    sampler: Any
+    batch_size: Any
+
+    init = begin
+    update = advance
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.sampler, "rows") and not isinstance(self.sampler, WithReplacement):
+            raise TypeError(
+                f"DynamicBatch's sampler is {self.sampler!r}, expected one that tells the rows at "
+                "positions of an epoch, such as jaxsgd.Shuffled(256)"
+            )
+        size = self.batch_size
+        if isinstance(size, jax.core.Tracer | jax.Array | np.ndarray):
+            if not jnp.issubdtype(size.dtype, jnp.integer):
+                raise TypeError(f"DynamicBatch's batch_size is of {size.dtype}, expected integers")
+        elif type(size) is not object and size is not None:  # no placeholder of in_axes
+            checks.integer(size, "DynamicBatch's batch_size", 1)
+        is_known = self.sampler.size is not None or not isinstance(self.sampler, FullBatch)
+        if is_known:
+            checks.number(size, "DynamicBatch's batch_size", 1, self.slots)
+
+    @property
+    def size(self) -> Any:
+        """The number of rows, the sampler's."""
+        return self.sampler.size
+
+    @property
+    def slots(self) -> int:
+        """The length of a batch's arrays: the sampler's batch size."""
+        return self.sampler.batch_size
+
+    @property
+    def steps_per_epoch(self) -> Any:
+        """T: an int, or int32[] where the batch size is traced."""
+        size, is_cut = self.batch_size, getattr(self.sampler, "drop_last", False)
+        if not isinstance(size, jax.core.Tracer):
+            size = int(size)
+        return (self.size + (0 if is_cut else size - 1)) // size
+
+    def batch(self, key: jax.Array, step: Any) -> Batch:
+        """Batch `step` (int32[]) of the run with this key."""
+        count = jnp.asarray(self.batch_size, jnp.int32)
+        lane = jnp.arange(self.slots, dtype=jnp.int32)
+        if isinstance(self.sampler, WithReplacement):
+            index, valid = self.sampler.batch(key, step).index, count
+            index = jnp.where(lane < valid, index, index[0])
+        else:
+            steps = jnp.asarray(self.steps_per_epoch, jnp.int32)
+            step = jnp.asarray(step, jnp.int32)
+            epoch, start = jax.lax.div(step, steps), jax.lax.rem(step, steps) * count
+            valid = jnp.minimum(self.size - start, count)
+            index = self.sampler.rows(key, epoch, start + jnp.minimum(lane, valid - 1))
+        weight = jnp.where(lane < valid, 1 / valid.astype(float), 0)
+        is_possible = (count >= 1) & (count <= self.slots)
+        return Batch(index, jnp.where(is_possible, weight, jnp.nan))
