@@ -9,6 +9,7 @@ from jaxsgd.dynamic import DynamicBatch
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
 from jaxsgd.gradients import Minibatch, take
+from jaxsgd.halving import Halved, Rung, halving
 from jaxsgd.line_search import LineSearch
 from jaxsgd.loops import run, run_until
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
@@ -72,6 +73,7 @@ __all__ = [
     "ExponentialDecay",
     "FromOptax",
     "FullBatch",
+    "Halved",
     "HostRows",
     "Info",
     "InverseTimeDecay",
@@ -90,6 +92,7 @@ __all__ = [
     "Result",
     "RowLoss",
     "RowsLoss",
+    "Rung",
     "Sequential",
     "Sharded",
     "Shuffled",
@@ -107,6 +110,7 @@ __all__ = [
     "chunks",
     "evaluate",
     "fit",
+    "halving",
     "number",
     "part",
     "permute",

@@ -1,5 +1,6 @@
 """Whole runs as one compiled program: so many steps, or until a stop says so."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ def run(
     steps: int,
     record: Callable[[State, Info], PyTree] | None = None,
     every: int = 1,
+    *,
+    remat: bool = False,
 ) -> tuple[State, PyTree]:
     """Take `steps` steps in one `lax.scan`, compiled once for each number of steps.
 
@@ -38,6 +41,11 @@ def run(
         callable pytree. Without it, an `Info` of `step` and `loss`.
       every: keep only the step that ends each window of `every` steps; what is not recorded is not
         computed.
+      remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
+        little memory: keep about `2 sqrt(steps // every)` states, best where that number has a
+        divisor near its root, and compute the steps between them again, instead of keeping what
+        each step computed. With few numbers to differentiate by, forward mode (`jax.jacfwd`) needs
+        neither. Without a derivative it changes nothing.
 
     Returns:
       The state after the last step, and the records stacked along a leading axis `steps // every`.
@@ -56,23 +64,37 @@ def run(
     windows = _windows(checks.integer(steps, "steps", 0), "steps", every)
     _check(state, data)
     record = record if record is None else as_callable(record, "record")
-    return _run(*as_arguments((solver, state, data, record)), windows=windows, every=every)
+    args = as_arguments((solver, state, data, record))
+    return _run(*args, windows=windows, every=every, remat=bool(remat))
 
 
-@partial(jax.jit, static_argnames=("windows", "every"))
+@partial(jax.jit, static_argnames=("windows", "every", "remat"))
 def _run(
-    solver: Solver, state: State, data: PyTree, record: Any, *, windows: int, every: int
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    record: Any,
+    *,
+    windows: int,
+    every: int,
+    remat: bool,
 ) -> tuple[State, PyTree]:
+    scan = partial(scan_steps, windows=windows, every=every, remat=remat)
     if record is not None:
-        keep = lambda state, info, batch: record(state, info)  # noqa: E731
-        return scan_steps(solver, state, data, keep, windows, every)
-    after, loss = scan_steps(solver, state, data, lambda _, info, batch: info.loss, windows, every)
+        return scan(solver, state, data, lambda state, info, batch: record(state, info))
+    after, loss = scan(solver, state, data, lambda state, info, batch: info.loss)
     last_of_window = jnp.arange(1, windows + 1, dtype=jnp.int32) * every - 1
     return after, Info(step=state.step + last_of_window, loss=loss)
 
 
 def scan_steps(
-    solver: Solver, state: State, data: PyTree, record: Any, windows: int, every: int = 1
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    record: Any,
+    windows: int,
+    every: int = 1,
+    remat: bool = False,
 ) -> tuple[State, PyTree]:
     """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch."""
     ahead, step = stepping(solver, state, data)
@@ -84,8 +106,14 @@ def scan_steps(
         ahead, info = step(ahead)
         return ahead, record(ahead[0], info, batch)
 
-    (state, _), trace = lax.scan(window, ahead, length=windows)
-    return state, trace
+    if not remat:
+        (state, _), trace = lax.scan(window, ahead, length=windows)
+        return state, trace
+    inner = next(n for n in range(math.isqrt(max(windows, 1)), 0, -1) if windows % n == 0)
+    again = partial(jax.checkpoint, prevent_cse=False)  # a scan does not share what is within
+    some = again(lambda ahead, _: lax.scan(again(window), ahead, length=inner))
+    (state, _), trace = lax.scan(some, ahead, length=windows // inner)
+    return state, jax.tree.map(lambda x: x.reshape(windows, *x.shape[2:]), trace)
 
 
 def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[..., Any]]:

@@ -103,7 +103,7 @@ class Sweep:
             spread = math.nan if diverged else spread
             point: dict[str, Any] = {}
             for i, place in zip(names, index, strict=True):
-                point |= {name: _entry(v, place) for name, v in self.over[i].items()}
+                point |= {name: entry(v, place) for name, v in self.over[i].items()}
             ranks.append(Ranked(point, float(runs.mean()), spread, diverged, index))
         return sorted(ranks, key=lambda entry: (entry.diverged > 0, entry.diverged, entry.score))
 
@@ -208,7 +208,7 @@ def sweep(
     >>> result.shape, round(best.point["learning_rate"], 3)
     ((3, 8), 0.02)
     """
-    points = _axes(over)
+    points = as_axes(over)
     shape = tuple(map(_length, points))
     for i, arg in enumerate(args):
         if isinstance(arg, Sweep) and arg.shape != shape:
@@ -237,7 +237,7 @@ def sweep(
     return Sweep(lanes, points)
 
 
-def _axes(over: Any) -> tuple[dict[str, PyTree], ...]:
+def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
     """For each axis its values by name, arrays with a leading axis of one length."""
     is_product = isinstance(over, Mapping)
     axes = [{name: values} for name, values in over.items()] if is_product else list(over)
@@ -362,7 +362,7 @@ def _chosen(value: PyTree, by: Any) -> Any:
     raise ValueError(f"by is {by!r}, which the results of type {type(value).__name__} do not hold")
 
 
-def _entry(values: PyTree, place: int) -> Any:
+def entry(values: PyTree, place: int) -> Any:
     """One value of an axis; a number as Python's own."""
     entry = jax.tree.map(lambda x: x[place], values)
     return entry.item() if _is_plain(values) else entry

@@ -6,10 +6,10 @@ from pathlib import Path
 import jaxsgd
 
 ROOMS = [
-    "pairs", "checks", "permutation", "samplers", "losses", "models", "gradients", "streaming", "evaluation",
+    "pairs", "checks", "permutation", "samplers", "dynamic", "shards", "losses", "models", "gradients", "streaming", "meshes", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
     "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
-    "memory", "lanes", "sweeps", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
+    "memory", "lanes", "sweeps", "halving", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,146 @@
+"""Successive halving: many settings for a few steps, fewer for more."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.pairs import PyTree, as_callable, part, static
+from jaxsgd.sweeps import Ranked, Sweep, as_axes, entry, sweep
+
+
+class Rung(NamedTuple):
+    """What one rung of a halving saw."""
+
+    steps: int  # taken by each of its settings since the start
+    settings: np.ndarray  # int[m]: their numbers, in the order of the product of the axes
+    scores: np.ndarray  # float64[m]: the mean over runs; infinite where one diverged
+
+
+class Halved(NamedTuple):
+    """What `halving` returns."""
+
+    best: Ranked  # the winner; `place` is its number among the settings
+    state: PyTree  # the winner's, to go on from; with a leading axis where runs were averaged
+    rungs: tuple[Rung, ...]
+
+    @property
+    def work(self) -> int:
+        """Steps taken by all settings together (times the runs of each)."""
+        before = [0, *(rung.steps for rung in self.rungs)]
+        return sum(
+            len(rung.settings) * (rung.steps - begin)
+            for rung, begin in zip(self.rungs, before, strict=False)
+        )
+
+
+def halving(
+    init: Callable[..., PyTree],
+    run: Callable[..., tuple[PyTree, jax.Array]],
+    *args: PyTree,
+    over: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    steps: int,
+    factor: int = 2,
+    mean_over: str | None = None,
+    chunk: int | None = None,
+) -> Halved:
+    """Find the best of n settings by dropping all but the best `1 / factor` again and again.
+
+    Each of the `K = ceil(log_factor n)` rungs takes as many steps in all, so that a setting which
+    stays for rung k takes `factor^k` times as many there as in the first, and the winner `steps` in
+    all: about K / n of the work of a full sweep. The states go on; lanes that share their rows keep
+    sharing them. Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+    optimization" (2016).
+
+    Args:
+      init: `init(*args, **point) -> state`, any pytree: `solver.init`, perhaps beside the solver.
+      run: `run(state, *args, steps=..., **point) -> (state, score)`: that many more steps, an int,
+        and a number by which settings are compared, the smaller the better. A number that is not
+        finite loses.
+      args: what all runs are given.
+      over: the settings, as in `sweep`.
+      steps: how many the winner takes, at least one for each rung.
+      factor: how many times fewer settings each rung has.
+      mean_over: the name of an axis whose runs are repetitions of one setting, compared by their
+        mean: "key". All of its runs go on.
+      chunk: as in `sweep`.
+
+    Returns:
+      A `Halved`. The same arguments give the same one.
+
+    Raises:
+      ValueError: too few steps, one setting only, or settings that all diverged.
+
+    >>> def init(learning_rate):
+    ...     return jnp.array(1.0)
+    >>> def run(theta, steps, learning_rate):  # gradient descent on theta^2
+    ...     theta = theta * (1 - 2 * learning_rate) ** steps
+    ...     return theta, theta**2
+    >>> halved = jaxsgd.halving(init, run, over={"learning_rate": [0.01, 0.1, 0.3, 2.0]}, steps=6)
+    >>> halved.best.point, [len(rung.settings) for rung in halved.rungs], halved.work
+    ({'learning_rate': 0.3}, [4, 2], 16)
+    """
+    axes = as_axes(over)
+    kept = [axis for axis in axes if mean_over in axis]
+    if mean_over is not None and not kept:
+        raise ValueError(f"mean_over is {mean_over!r}, which is no name in over")
+    settings = _flat([axis for axis in axes if mean_over not in axis])
+    n = len(jax.tree.leaves(settings)[0])
+    factor = checks.integer(factor, "factor", 2)
+    sizes = [n]
+    while sizes[-1] > factor:
+        sizes.append(-(-sizes[-1] // factor))
+    if n < 2:
+        raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
+    steps = checks.integer(steps, "steps", len(sizes))
+    shares = np.cumsum(float(factor) ** np.arange(len(sizes)))
+    ends = np.maximum(np.round(steps * shares / shares[-1]).astype(int), np.arange(len(sizes)) + 1)
+
+    run, rungs, taken = as_callable(run, "run"), [], 0
+    numbers = np.arange(n)
+    states = sweep(init, *args, over=[settings, *kept], chunk=chunk, progress=False)
+    for end in map(int, ends):
+        rung, over = _Rung(run, end - taken), [settings, *kept]
+        result = sweep(rung, states, *args, over=over, chunk=chunk, progress=False)
+        scores = result.scores(lambda value: value[1]).reshape(len(numbers), -1)
+        rungs.append(Rung(end, numbers, scores.mean(axis=1)))
+        order = np.argsort(rungs[-1].scores, kind="stable")
+        keep = np.sort(order[: -(-len(numbers) // factor) if end < steps else 1])
+        lanes, settings = _at(result.lanes[0], keep), _at(settings, keep)
+        states, numbers, taken = Sweep(lanes, (settings, *kept)), numbers[keep], end
+        scores = scores[keep]
+    if not np.isfinite(scores).all():
+        raise ValueError("in every setting that was left a run diverged: there is no best one")
+    spread = float(np.std(scores, ddof=1)) if scores.size > 1 else 0.0
+    point = {name: entry(values, 0) for name, values in settings.items()}
+    best = Ranked(point, float(scores.mean()), spread, 0, (int(numbers[0]),))
+    return Halved(best, jax.tree.map(lambda x: x[0], states.value), tuple(rungs))
+
+
+@part
+class _Rung:
+    """So many steps of a run; the number is static."""
+
+    run: Any
+    steps: int = static()
+
+    def __call__(self, state: PyTree, *args: PyTree, **point: Any) -> PyTree:
+        return self.run(state, *args, steps=self.steps, **point)
+
+
+def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
+    """The product of some axes as one."""
+    lengths = [len(jax.tree.leaves(axis)[0]) for axis in axes]
+    places = np.indices(lengths).reshape(len(axes), -1)
+    return {
+        name: jax.tree.map(lambda x, at=at: x[at], values)
+        for at, axis in zip(places, axes, strict=True)
+        for name, values in axis.items()
+    }
+
+
+def _at(tree: PyTree, keep: np.ndarray) -> PyTree:
+    """Some lanes; what is shared by all of them stays so."""
+    return jax.tree.map(lambda x: x[keep] if x.shape[0] > 1 else x, tree)
