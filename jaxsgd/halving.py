@@ -1,13 +1,14 @@
 """Successive halving: many settings for a few steps, fewer for more."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxsgd import checks
-from jaxsgd.pairs import PyTree, as_callable, part, static
+from jaxsgd.pairs import PyTree, as_callable, by_words, part, static
 from jaxsgd.sweeps import Ranked, Sweep, as_axes, entry, sweep
 
 
@@ -116,7 +117,8 @@ def halving(
     spread = float(np.std(scores, ddof=1)) if scores.size > 1 else 0.0
     point = {name: entry(values, 0) for name, values in settings.items()}
     best = Ranked(point, float(scores.mean()), spread, 0, (int(numbers[0]),))
-    return Halved(best, jax.tree.map(lambda x: x[0], states.value), tuple(rungs))
+    first = partial(by_words, lambda x: x[0])
+    return Halved(best, jax.tree.map(first, states.value), tuple(rungs))
 
 
 @part
@@ -135,7 +137,7 @@ def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
     lengths = [len(jax.tree.leaves(axis)[0]) for axis in axes]
     places = np.indices(lengths).reshape(len(axes), -1)
     return {
-        name: jax.tree.map(lambda x, at=at: x[at], values)
+        name: jax.tree.map(partial(by_words, lambda x, at=at: x[at]), values)
         for at, axis in zip(places, axes, strict=True)
         for name, values in axis.items()
     }
@@ -143,4 +145,5 @@ def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
 
 def _at(tree: PyTree, keep: np.ndarray) -> PyTree:
     """Some lanes; what is shared by all of them stays so."""
-    return jax.tree.map(lambda x: x[keep] if x.shape[0] > 1 else x, tree)
+    some = lambda x: x[keep] if x.shape[0] > 1 else x  # noqa: E731
+    return jax.tree.map(partial(by_words, some), tree)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
-from jaxsgd.pairs import PyTree
+from jaxsgd.pairs import PyTree, by_words
 
 RUNS = "runs"  # the axis of a mesh over which runs are spread
 
@@ -61,7 +61,9 @@ def fill(
         leaves = [cut(x, i) if own else x for x, own in zip(leaves, plan.own, strict=True)]
     along = lambda x, i: lax.dynamic_slice_in_dim(x, start[i], block[i])  # noqa: E731
     axes = tuple(jax.tree.map(partial(along, i=i), axis) for i, axis in enumerate(axes))
-    return jax.tree.map(put, lanes, _lanes(jax.tree.unflatten(structure, leaves), axes, plan))
+    return jax.tree.map(
+        partial(by_words, put), lanes, _lanes(jax.tree.unflatten(structure, leaves), axes, plan)
+    )
 
 
 def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:
@@ -141,7 +143,10 @@ def _touched(
         return look(marks, results), batched[1]
 
     def looked_at(leaves: Any, axes: Any, marks: Any) -> Any:
-        return look(marks, one(leaves, axes, marks))
+        results = one(leaves, axes, marks)
+        is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in results]
+        words = [jax.random.key_data(x) if k else x for x, k in zip(results, is_key, strict=True)]
+        return look(marks, words)  # not the keys, which would count as used
 
     jax.eval_shape(all_of(looked_at), *arguments)
     return [found[i] for i in range(len(found))]

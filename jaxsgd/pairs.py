@@ -231,14 +231,16 @@ def is_finite(tree: PyTree) -> jax.Array:
 
 def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` where `chosen` (bool[]), else `old`, leaf by leaf, keys included."""
+    pick = lambda a, b: jnp.where(chosen, a, b)  # noqa: E731
+    return jax.tree.map(partial(by_words, pick), new, old)
 
-    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jnp.where(chosen, a, b)
-        words = pick(jax.random.key_data(a), jax.random.key_data(b))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(a))
 
-    return jax.tree.map(pick, new, old)
+def by_words(fn: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`fn` of arrays, or of the words of keys: keys that are only moved do not count as used."""
+    if not jnp.issubdtype(arrays[0].dtype, jax.dtypes.prng_key):
+        return fn(*arrays)
+    words = fn(*map(jax.random.key_data, arrays))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(arrays[0]))
 
 
 def strong(array: jax.Array) -> jax.Array:
@@ -294,5 +296,9 @@ def beside(tree: PyTree, data: PyTree) -> PyTree:
             place = array.sharding
             if isinstance(place, jax.sharding.NamedSharding):  # rows are sharded, a state is not
                 place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
-            return jax.device_put(tree, place)
+            if place.is_fully_addressable:
+                return jax.device_put(tree, place)
+            # on a mesh of several processes, each of which has the same tree
+            put = partial(jax.make_array_from_process_local_data, place)
+            return jax.tree.map(partial(by_words, lambda x: put(np.asarray(x))), tree)
     return tree

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsgd import checks, memory
 from jaxsgd.lanes import RUNS, Plan, all_lanes, fill, room
 from jaxsgd.meshes import auto
-from jaxsgd.pairs import PyTree, as_arguments, as_callable, part
+from jaxsgd.pairs import PyTree, as_arguments, as_callable, by_words, part
 from jaxsgd.progress import counted
 
 
@@ -364,7 +365,7 @@ def _chosen(value: PyTree, by: Any) -> Any:
 
 def entry(values: PyTree, place: int) -> Any:
     """One value of an axis; a number as Python's own."""
-    entry = jax.tree.map(lambda x: x[place], values)
+    entry = jax.tree.map(partial(by_words, lambda x: x[place]), values)
     return entry.item() if _is_plain(values) else entry
 
 

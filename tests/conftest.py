@@ -5,9 +5,11 @@ import os
 import jax
 import jaxlib
 import matplotlib
+import pytest
 
 matplotlib.use("Agg")
 jax.config.update("jax_debug_key_reuse", True)  # law 7
+jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for meshes; the first is used elsewhere
 
 # the files of few, slow tests first, so that no worker is left with one of them at the end
 SLOW_FILES = ["test_examples", "test_notebooks", "test_checkpoints", "test_cli"]
@@ -29,6 +31,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.quick and KNOWS_QUICK:  # workers and the processes of tests inherit it
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("accelerator") and jax.default_backend() == "cpu":
+        pytest.skip("needs a GPU or TPU")
 
 
 def pytest_collection_modifyitems(config, items):

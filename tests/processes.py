@@ -4,6 +4,7 @@ import multiprocessing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxsgd
 from tests import table
@@ -43,3 +44,24 @@ def on_two_devices(folder, ended):
     assert again.tolist() == [1.0] * 300
     jaxsgd.save(folder, {"params": again + 1})
     ended.set()
+
+
+def train_on(rows, params):
+    solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(16), jaxsgd.Momentum(0.05, 0.5))
+    state = solver.init(params, rows, key=jax.random.key(0))
+    return jaxsgd.run(solver, state, rows, 12)
+
+
+def one_of_two(number, address, file):
+    """One of two processes with two devices each: it holds its own rows alone."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(address, num_processes=2, process_id=number)
+    mesh = jax.make_mesh((4,), ("data",))
+    params, data = table.problem(n=43)
+    own = jaxsgd.process_rows(43, mesh)
+    data = jax.tree.map(lambda x: np.asarray(x)[own], data)
+    rows = jaxsgd.MeshRows(data, mesh, size=43)
+    state, trace = train_on(rows, params)
+    mean = jaxsgd.evaluate(table.loss, state.params, rows)
+    told = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean}
+    np.savez(file, rows=len(data[1]), **jax.device_get(told))

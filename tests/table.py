@@ -60,17 +60,23 @@ SAMPLERS = {
     "shuffled drop_last": jaxsgd.Shuffled(BATCH, drop_last=True),
     "with replacement": jaxsgd.WithReplacement(BATCH),
     "blocks": jaxsgd.Blocks(BATCH, block=5, window=2),
+    "dynamic": jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
+    "sharded": jaxsgd.Sharded(BATCH, shards=2),
 }
 WITHOUT_REPLACEMENT = {
     "full": lambda b, n: jaxsgd.FullBatch(size=n),
     "sequential": lambda b, n: jaxsgd.Sequential(b, size=n),
     "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
     "blocks": lambda b, n: jaxsgd.Blocks(b, block=min(3, n), window=2, size=n),
+    "dynamic": lambda b, n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(min(b + 3, n), size=n), b),
+    "sharded": lambda b, n: jaxsgd.Sharded(b, shards=2, size=n),
 }
 RANDOM = {
     "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
     "with replacement": lambda b, n: jaxsgd.WithReplacement(b, size=n),
     "blocks": lambda b, n: jaxsgd.Blocks(b, block=2, window=2, size=n),
+    "dynamic": lambda b, n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(b + 1, size=n), b),
+    "sharded": lambda b, n: jaxsgd.Sharded(b, shards=2, size=n),
 }
 # name: (gradient, initial carry)
 GRADIENTS = {
