@@ -291,14 +291,14 @@ def beside(tree: PyTree, data: PyTree) -> PyTree:
     arrays = [x for x in jax.tree.leaves(data) if isinstance(x, jax.Array)]
     if any(isinstance(x, jax.core.Tracer) for x in [*arrays, *jax.tree.leaves(tree)]):
         return tree
-    for array in arrays:
-        if array.committed:
-            place = array.sharding
-            if isinstance(place, jax.sharding.NamedSharding):  # rows are sharded, a state is not
-                place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
-            if place.is_fully_addressable:
-                return jax.device_put(tree, place)
-            # on a mesh of several processes, each of which has the same tree
-            put = partial(jax.make_array_from_process_local_data, place)
-            return jax.tree.map(partial(by_words, lambda x: put(np.asarray(x))), tree)
-    return tree
+    placed = [x.sharding for x in arrays if x.committed]
+    if not placed:
+        return tree
+    place = placed[0]
+    if isinstance(place, jax.sharding.NamedSharding):  # rows are sharded, a state is not
+        place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+    if place.is_fully_addressable:
+        return jax.device_put(tree, place)
+    # on a mesh of several processes, each of which has the same tree
+    put = lambda x: jax.make_array_from_process_local_data(place, np.asarray(x))  # noqa: E731
+    return jax.tree.map(partial(by_words, put), tree)

@@ -53,9 +53,12 @@ def test_every_public_name_has_an_example():
             "Check",
             "Ending",
             "Estimate",
+            "Halved",
             "Info",
-            "State",
+            "Ranked",
             "Result",
+            "Rung",
+            "State",
             "number",
             "static",
         }
