@@ -10,7 +10,7 @@ ROOMS = [
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
     "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
     "memory", "lanes", "sweeps", "fit", "problems", "plots.curves", "plots.surfaces", "plots.sweeps", "plots",
-    "tables", "tasks", "recipes", "cli",
+    "tables", "tasks", "recipes", "searches", "cli",
 ]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def sweep(
         runs = np.take(runs, axis.order, axis=i)
     ax = axes() if ax is None else ax
     if runs.shape[-1] > 1:
-        label = f"{label}, mean of {runs.shape[-1]} runs"
+        label = f"{label}\nmean of {runs.shape[-1]} runs"
     draw = _heat if len(left) == 2 and kind != "curves" else _curves
     draw(ax, runs, *along, label=label)
     return ax
@@ -142,11 +142,12 @@ def _curves(
         ax.set_xticks(places := _some(points, 10), [along.tick(i) for i in places])
     drawn = runs[fine]
     if drawn.size:
-        is_positive = drawn.min() > 0
+        low, is_positive = drawn.min(), drawn.min() > 0
         ax.set_yscale("log" if is_positive else "linear")
         top = _fence(means[fine], is_positive)
-        if drawn.max() > top:
-            ax.set_ylim(top=top)
+        if drawn.max() > top:  # the margin below is of what is shown, not of all that was drawn
+            below = low * (low / top) ** 0.05 if is_positive else low - 0.05 * (top - low)
+            ax.set_ylim(below, top)
     ax.set(xlabel=along.label, ylabel=label)
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
