@@ -1,15 +1,16 @@
-"""The command `jaxsgd`: train a small model on a table of rows, and predict with it."""
+"""The command `jaxsgd`: train a small model on a table of rows, sweep its numbers, and predict."""
 
 import argparse
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from jaxsgd import plots, problems, recipes
+from jaxsgd import checks, plots, problems, recipes, searches
 from jaxsgd.evaluation import evaluate
 from jaxsgd.fit import Result, fit
 from jaxsgd.models import INITS, Linear, weights_only
@@ -52,7 +53,8 @@ def _say(sentence: str, code: int) -> int:
     return code
 
 
-def _fit(args: argparse.Namespace) -> int:
+def _prepared(args: argparse.Namespace) -> tuple[Task, Rows, str]:
+    """What is trained, on which rows, and the name of their table."""
     table, name = _table(args)
     assert table.target is not None
     is_text = table.target.dtype.kind not in "iuf"
@@ -66,8 +68,12 @@ def _fit(args: argparse.Namespace) -> int:
             print(f"note          {told}, give --loss softmax")
         table = table._replace(target=column)
     rows = prepare(table, loss, test_fraction=args.test_fraction, seed=args.seed)
-    task = task_for(args.model, loss, rows, args.init)
-    metrics = {"accuracy": Accuracy(task)} if loss in CLASSIFIERS else {}
+    return task_for(args.model, loss, rows, args.init), rows, name
+
+
+def _fit(args: argparse.Namespace) -> int:
+    task, rows, name = _prepared(args)
+    metrics = {"accuracy": Accuracy(task)} if task.loss in CLASSIFIERS else {}
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     out = Path(args.out or f"jaxsgd-{name}")
     sampler = _sampler(args, len(rows.train[0]))
@@ -89,8 +95,7 @@ def _fit(args: argparse.Namespace) -> int:
         metrics=metrics,
         stop=stop,
     )
-    label = f"{loss.replace('_', ' ')} loss" + " (standardised target)" * (rows.classes is None)
-    files = _write(out, result, rows, args.model, loss, label, f"{name}, {args.model}, {args.rule}")
+    files = _write(out, result, rows, task, args.model, f"{name}, {args.model}, {args.rule}")
     print(f"files         {', '.join(map(str, files))}")
     print("rule         ", re.sub(r"<function (\w+) at \w+>", r"\1", repr(rule)))
     _report(result, task, ElasticNet(args.l1, args.l2, weights_only), rows, metrics)
@@ -128,30 +133,31 @@ def _rule(args: argparse.Namespace, steps: int) -> Any:
     return recipes.rule(args.rule, **given, mask=weights_only, steps=steps)
 
 
-def _write(
-    out: Path, result: Result, rows: Rows, spec: str, loss: str, label: str, title: str
-) -> list[Path]:
+def _label(task: Task, rows: Rows) -> str:
+    unit = " (standardised target)" if rows.classes is None else ""
+    return f"{task.loss.replace('_', ' ')} loss{unit}"
+
+
+def _write(out: Path, result: Result, rows: Rows, task: Task, spec: str, title: str) -> list[Path]:
     """The model, the history and, if an epoch was run, its picture."""
     import pandas
 
     files = [out / "model.npz", out / "history.csv"]
-    save(files[0], result.params, rows, spec, loss)
+    save(files[0], result.params, rows, spec, task.loss)
     pandas.DataFrame(result.history).to_csv(files[1], index=False)
     picture = out / "learning_curve.png"
     if not len(result.history["epoch"]):
         picture.unlink(missing_ok=True)  # an earlier run's
         return files
-    ax = plots.learning_curve(result.history, label=label)
+    ax = plots.learning_curve(result.history, label=_label(task, rows))
     ax.set_title(title)
     ax.figure.savefig(picture, dpi=150)
     return [*files, picture]
 
 
 def _report(result: Result, task: Task, penalty: ElasticNet, rows: Rows, metrics: Any) -> None:
-    n, d = rows.train[0].shape
-    held = 0 if rows.held_out is None else len(rows.held_out[0])
-    print(f"device        {jax.devices()[0].device_kind} ({jax.default_backend()})")
-    print(f"data          {n} rows x {d} features to train on, {held} held out")
+    _report_data(rows)
+    n = len(rows.train[0])
     if result.reason not in (Reason.EPOCHS, *EXITS):
         print(f"stopped       {result.message}")
     history = result.history
@@ -182,6 +188,43 @@ def _report(result: Result, task: Task, penalty: ElasticNet, rows: Rows, metrics
         ours, best, converged = lbfgs(result.params, task, penalty, rows.train)
         kind = "converged L-BFGS" if converged else "L-BFGS, not converged,"
         print(f"objective     {ours:.6g} (train loss + penalty); {kind} {best:.6g}")
+
+
+def _report_data(rows: Rows) -> None:
+    n, d = rows.train[0].shape
+    held = 0 if rows.held_out is None else len(rows.held_out[0])
+    print(f"device        {jax.devices()[0].device_kind} ({jax.default_backend()})")
+    print(f"data          {n} rows x {d} features to train on, {held} held out")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    task, rows, name = _prepared(args)
+    rule = args.rule or ("sgd" if args.momentum is None else "momentum")
+    sampler = for_rows(_sampler(args, len(rows.train[0])), len(rows.train[0]))
+    steps = checks.integer(args.epochs, "epochs", 1) * sampler.steps_per_epoch
+    recipe = {"name": rule} | {k: getattr(args, k) for k in ("schedule", "warmup", "average")}
+    swept = {k: getattr(args, k) for k in ("learning_rate", "momentum", "l1", "l2")}
+    out = Path(args.out or f"jaxsgd-{name}-sweep")
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    found = searches.search(task, rows, swept, recipe=recipe, sampler=sampler, steps=steps,
+                            seed=args.seed, seeds=args.seeds)  # fmt: skip
+    seconds = time.perf_counter() - began
+    files = [out / "sweep.csv", out / "sweep.png"]
+    found.runs.to_frame().to_csv(files[0], index=False)
+    score = f"{'train' if rows.held_out is None else 'held out'} {_label(task, rows)}"
+    ax, held = found.picture(score)
+    ax.set_title(f"{name}, {args.model}, {rule}{held}")
+    ax.figure.savefig(files[1], dpi=150)
+    print(f"files         {', '.join(map(str, files))}")
+    _report_data(rows)
+    fixed = [f"{k} = {v[0]:g}" for k, v in swept.items() if v and len(v) == 1]
+    print(f"rule          {', '.join([rule, args.schedule, *fixed])}")
+    print(f"time          {seconds:.2f} s, {steps} steps a run, compilation included")
+    print(*found.report(score), sep="\n")
+    if found.ranked()[0].diverged:
+        return _say(f"diverged: in every setting some run was not finite; kept in {out}", 1)
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -228,6 +271,35 @@ def _seed(text: str) -> int:
     return value
 
 
+def _add_training(
+    parser: argparse.ArgumentParser, number: Any, rules: list[str], rule: str | None, epochs: int
+) -> None:
+    """The options of what is trained, and how; `number` parses those that a sweep is over."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="'digits', or a .csv, .parquet or .npz file")
+    add("--target", metavar="COLUMN", help="the column to predict")
+    add("--loss", choices=LOSSES, help="default: softmax for text targets, else squared_error")
+    add("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
+    add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
+    add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
+    add("--epochs", type=int, default=epochs, help=f"default: {epochs}")
+    default = rule or "sgd, or momentum where --momentum is given"
+    add("--rule", choices=rules, default=rule, help=f"default: {default}")
+    rates = ", ".join(f"{rate:g} for {name}" for name, (_, rate) in recipes.RULES.items() if rate)
+    add("--learning-rate", type=number, help=f"default: {rates}")
+    add("--momentum", type=number, help="of --rule momentum and nesterov; default: 0.9")
+    told = f"of the rate, by the step: {_listed(recipes.SCHEDULES)}; default: constant"
+    add("--schedule", default="constant", help=told)
+    told = "a ramp up to the schedule; default: 0"
+    add("--warmup", type=int, default=0, metavar="STEPS", help=told)
+    add("--average", help=f"of the parameters: {_listed(recipes.AVERAGES)}")
+    told = "of l1 |weights|, exact zeros if not averaged; default: 0"
+    add("--l1", type=number, default="0", help=told)
+    add("--l2", type=number, default="0.001", help="of l2/2 |weights|^2; default: 0.001")
+    add("--seed", type=_seed, default=0, help="of split, start and order; default: 0")
+    add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jaxsgd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -239,49 +311,25 @@ def _parser() -> argparse.ArgumentParser:
         " Features, and a target of numbers, are standardised with the training part's statistics.",
     )
     fit.set_defaults(run=_fit)
+    _add_training(fit, float, [*recipes.RULES], "sgd", 100)
     add = fit.add_argument
-    add("file", metavar="FILE", help="'digits', or a .csv, .parquet or .npz file")
-    add("--target", metavar="COLUMN", help="the column to predict")
-    add("--loss", choices=LOSSES, help="default: softmax for text targets, else squared_error")
-    add("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
-    add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
-    add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
-    add("--epochs", type=int, default=100, help="default: 100")
-    add("--rule", choices=tuple(recipes.RULES), default="sgd", help="default: sgd")
-    rates = ", ".join(f"{rate:g} for {rule}" for rule, (_, rate) in recipes.RULES.items() if rate)
-    add("--learning-rate", type=float, help=f"default: {rates}")
-    add("--momentum", type=float, help="of --rule momentum and nesterov; default: 0.9")
-    told = _listed(recipes.SCHEDULES)
-    add(
-        "--schedule",
-        default="constant",
-        help=f"of the rate, by the step: {told}; default: constant",
-    )
-    add(
-        "--warmup",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="a ramp up to the schedule; default: 0",
-    )
-    told = _listed(recipes.STOPS)
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        help=f"before the last epoch, may be repeated: {told}",
-    )
-    add("--average", help=f"of the parameters: {_listed(recipes.AVERAGES)}")
-    add(
-        "--l1",
-        type=float,
-        default=0.0,
-        help="of l1 |weights|, exact zeros if not averaged; default: 0",
-    )
-    add("--l2", type=float, default=1e-3, help="of l2/2 |weights|^2; default: 0.001")
-    add("--seed", type=_seed, default=0, help="of split, start and order; default: 0")
-    add("--test-fraction", type=_fraction, default=0.2, help="rows held out; default: 0.2")
+    told = f"before the last epoch, may be repeated: {_listed(recipes.STOPS)}"
+    add("--stop", action="append", default=[], help=told)
     add("--out", metavar="FOLDER", help="default: jaxsgd-NAME; its files are replaced")
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="train with many numbers and seeds at once",
+        description="Train with every combination of learning rates, momenta and penalties, from"
+        " several seeds, all at once; tell the best, write and draw all. Each of these takes"
+        " several values: 0,0.9 or, in one ratio to the next, LOW:HIGH:COUNT.",
+    )
+    sweep.set_defaults(run=_sweep)
+    rules = [name for name, (_, rate) in recipes.RULES.items() if rate is not None]
+    _add_training(sweep, searches.values, rules, None, 10)
+    add = sweep.add_argument
+    add("--seeds", type=int, default=8, help="of start and order, for each setting; default: 8")
+    add("--out", metavar="FOLDER", help="default: jaxsgd-NAME-sweep; its files are replaced")
 
     predict = commands.add_parser("predict", help="predict with a trained model")
     predict.set_defaults(run=_predict)

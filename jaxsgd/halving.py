@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxsgd import checks
 from jaxsgd.pairs import PyTree, as_callable, by_words, part, static
-from jaxsgd.sweeps import Ranked, Sweep, as_axes, entry, sweep
+from jaxsgd.points import as_axes, entry
+from jaxsgd.sweeps import Ranked, Sweep, sweep
 
 
 class Rung(NamedTuple):

@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
-from jaxsgd.pairs import PyTree, by_words
+from jaxsgd.pairs import PyTree, by_words, words_of
 
 RUNS = "runs"  # the axis of a mesh over which runs are spread
 
@@ -143,10 +143,7 @@ def _touched(
         return look(marks, results), batched[1]
 
     def looked_at(leaves: Any, axes: Any, marks: Any) -> Any:
-        results = one(leaves, axes, marks)
-        is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in results]
-        words = [jax.random.key_data(x) if k else x for x, k in zip(results, is_key, strict=True)]
-        return look(marks, words)  # not the keys, which would count as used
+        return look(marks, words_of(one(leaves, axes, marks)))
 
     jax.eval_shape(all_of(looked_at), *arguments)
     return [found[i] for i in range(len(found))]

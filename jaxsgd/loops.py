@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsgd import checks
-from jaxsgd.pairs import Info, PyTree, State, as_arguments, as_callable, select, strong
+from jaxsgd.pairs import (
+    Info,
+    PyTree,
+    State,
+    as_arguments,
+    as_callable,
+    keys_of,
+    select,
+    strong,
+    words_of,
+)
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import Check, Ending, Reason, as_reason, as_stop
 from jaxsgd.streaming import HostRows
@@ -111,8 +121,15 @@ def scan_steps(
         return state, trace
     inner = next(n for n in range(math.isqrt(max(windows, 1)), 0, -1) if windows % n == 0)
     again = partial(jax.checkpoint, prevent_cse=False)  # a scan does not share what is within
-    some = again(lambda ahead, _: lax.scan(again(window), ahead, length=inner))
-    (state, _), trace = lax.scan(some, ahead, length=windows // inner)
+
+    def by_word(words: Any, _: None) -> tuple[Any, PyTree]:
+        """A window between words of keys: keys kept for the way back would count as used."""
+        after, told = window(keys_of(words, ahead), None)
+        return words_of(after), told
+
+    some = again(lambda words, _: lax.scan(again(by_word), words, length=inner))
+    words, trace = lax.scan(some, words_of(ahead), length=windows // inner)
+    state, _ = keys_of(words, ahead)
     return state, jax.tree.map(lambda x: x.reshape(windows, *x.shape[2:]), trace)
 
 

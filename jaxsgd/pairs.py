@@ -235,12 +235,29 @@ def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(partial(by_words, pick), new, old)
 
 
+def words_of(tree: PyTree) -> PyTree:
+    """A tree with the words of its keys in their places; keys that are moved count as used."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def keys_of(words: PyTree, like: PyTree) -> PyTree:
+    """The tree again, its keys where those of `like` are, and of their kind."""
+
+    def key(word: Any, old: Any) -> Any:
+        if not _is_key(old):
+            return word
+        return jax.random.wrap_key_data(word, impl=jax.random.key_impl(old))
+
+    return jax.tree.map(key, words, like)
+
+
 def by_words(fn: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`fn` of arrays, or of the words of keys: keys that are only moved do not count as used."""
-    if not jnp.issubdtype(arrays[0].dtype, jax.dtypes.prng_key):
-        return fn(*arrays)
-    words = fn(*map(jax.random.key_data, arrays))
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(arrays[0]))
+    """`fn` of arrays, or of the words of keys."""
+    return keys_of(fn(*words_of(arrays)), arrays[0])
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
 def strong(array: jax.Array) -> jax.Array:

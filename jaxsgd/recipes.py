@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.averaging import EMA, TailAverage
 from jaxsgd.line_search import LineSearch
@@ -85,16 +87,16 @@ AVERAGES = {
 def rule(
     name: str,
     *,
-    learning_rate: float | None,
-    momentum: float | None,
+    learning_rate: Any,
+    momentum: Any,
     schedule: str,
     warmup: int,
     average: str | None,
-    l1: float,
+    l1: Any,
     mask: Any,
     steps: int,
 ) -> Any:
-    """The rule of a run of so many steps.
+    """The rule of a run of so many steps; its numbers may be traced, where a sweep is over them.
 
     Raises:
       ValueError: options that do not go together, or an unknown part.
@@ -114,7 +116,7 @@ def rule(
         rate = choose("--schedule", schedule, SCHEDULES, rate, max(steps - warmup, 1))
         rate = Warmup(rate, warmup) if warmup else rate
     made = make(rate, 0.9 if momentum is None else momentum)
-    if l1:
+    if isinstance(l1, jax.Array) or l1:  # whether a traced one is 0 cannot be asked
         if not isinstance(made, SGD | Momentum):
             raise ValueError(
                 f"--l1 is a proximal step at the rule's one rate, so --rule is sgd or momentum "

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsgd import checks, memory
 from jaxsgd.lanes import RUNS, Plan, all_lanes, fill, room
 from jaxsgd.meshes import auto
-from jaxsgd.pairs import PyTree, as_arguments, as_callable, by_words, part
+from jaxsgd.pairs import PyTree, as_arguments, as_callable, part
+from jaxsgd.points import as_axes, entry, is_number, length, order
 from jaxsgd.progress import counted
 
 
@@ -53,7 +53,7 @@ class Sweep:
     @property
     def shape(self) -> tuple[int, ...]:
         """The lengths of the axes."""
-        return tuple(map(_length, self.over))
+        return tuple(map(length, self.over))
 
     @property
     def value(self) -> PyTree:
@@ -96,6 +96,10 @@ class Sweep:
         scores, axis = self.scores(by), self._axis(mean_over)
         names = [i for i in range(len(self.shape)) if i != axis]
         table = np.moveaxis(scores, axis, -1) if axis is not None else scores[..., None]
+        # numbers on the host: to read one of a device's takes a tenth of a millisecond
+        over = [
+            {k: np.asarray(v) if is_number(v) else v for k, v in axis.items()} for axis in self.over
+        ]
         ranks = []
         for index in np.ndindex(table.shape[:-1]):
             runs = table[index]
@@ -104,7 +108,7 @@ class Sweep:
             spread = math.nan if diverged else spread
             point: dict[str, Any] = {}
             for i, place in zip(names, index, strict=True):
-                point |= {name: entry(v, place) for name, v in self.over[i].items()}
+                point |= {name: entry(v, place) for name, v in over[i].items()}
             ranks.append(Ranked(point, float(runs.mean()), spread, diverged, index))
         return sorted(ranks, key=lambda entry: (entry.diverged > 0, entry.diverged, entry.score))
 
@@ -140,7 +144,7 @@ class Sweep:
         places = np.indices(shape).reshape(len(shape), -1)
         for place, axis in zip(places, self.over, strict=True):
             for name, values in axis.items():
-                columns[name] = np.asarray(values)[place] if _is_plain(values) else place
+                columns[name] = np.asarray(values)[place] if is_number(values) else place
         diverged = np.zeros(shape, bool)
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.value):
             if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
@@ -149,7 +153,8 @@ class Sweep:
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 diverged |= ~np.isfinite(flat.astype(np.float32)).all(axis=-1)
             if leaf.shape == shape:
-                columns[_name(path)] = flat.ravel()
+                name = _name(path) or "value"
+                columns[f"result.{name}" if name in columns else name] = flat.ravel()
         return pandas.DataFrame(columns | {"diverged": diverged.ravel()})
 
     def _axis(self, name: str | None) -> int | None:
@@ -210,7 +215,7 @@ def sweep(
     ((3, 8), 0.02)
     """
     points = as_axes(over)
-    shape = tuple(map(_length, points))
+    shape = tuple(map(length, points))
     for i, arg in enumerate(args):
         if isinstance(arg, Sweep) and arg.shape != shape:
             raise ValueError(f"argument {i} is a Sweep of shape {arg.shape}, expected {shape}")
@@ -224,7 +229,7 @@ def sweep(
             for value, is_own in zip(values, own, strict=True)
         ],
     )
-    plan = Plan(tuple(jax.tree.leaves(of_leaves)), _order(points))
+    plan = Plan(tuple(jax.tree.leaves(of_leaves)), order(points))
     if mesh is not None:
         plan, call, axes = _on_mesh(plan, call, axes, shape, mesh)
     block = _block(call, axes, plan, shape, chunk, progress)
@@ -236,56 +241,6 @@ def sweep(
         at = jax.device_put(np.array(start, np.int32))
         lanes = fill(lanes, at, call, axes, plan=plan, block=block)
     return Sweep(lanes, points)
-
-
-def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
-    """For each axis its values by name, arrays with a leading axis of one length."""
-    is_product = isinstance(over, Mapping)
-    axes = [{name: values} for name, values in over.items()] if is_product else list(over)
-    if not axes:
-        raise ValueError("over holds no axis, expected values by name: {'learning_rate': [...]}")
-    names: list[str] = []
-    for axis in axes:
-        if not isinstance(axis, Mapping) or not axis:
-            raise TypeError(f"over holds {axis!r}, expected a dict of values by name for each axis")
-        names += axis
-    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"over names {names}, expected each argument of fn once")
-    return tuple({name: _values(name, v) for name, v in axis.items()} for axis in axes)
-
-
-def _values(name: str, values: Any) -> PyTree:
-    if isinstance(values, list | tuple | range) and all(
-        isinstance(value, bool | int | float | np.number) for value in values
-    ):
-        values = np.asarray(values)
-    for leaf in jax.tree.leaves(values):
-        if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
-            raise TypeError(
-                f"over[{name!r}] holds {leaf!r}, expected a list of numbers, or arrays whose "
-                "leading axis counts the values"
-            )
-    return values
-
-
-def _length(axis: dict[str, PyTree]) -> int:
-    """How many values an axis has, the same for all that goes together."""
-    lengths = {name: {len(x) for x in jax.tree.leaves(v)} for name, v in axis.items()}
-    found = set().union(*lengths.values())
-    if len(found) != 1 or found == {0}:
-        told = ", ".join(f"{name} has {sorted(n) or 'none'}" for name, n in lengths.items())
-        raise ValueError(f"the values of an axis of over differ in number, or are none: {told}")
-    return found.pop()
-
-
-def _order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
-    """Axes of keys outermost: so lanes that share rows lie side by side, and in one chunk."""
-
-    def has_keys(axis: dict[str, PyTree]) -> bool:
-        leaves = jax.tree.leaves(axis)
-        return any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves)
-
-    return tuple(sorted(range(len(axes)), key=lambda i: not has_keys(axes[i])))
 
 
 def _on_mesh(
@@ -361,18 +316,6 @@ def _chosen(value: PyTree, by: Any) -> Any:
     if hasattr(value, by):
         return getattr(value, by)
     raise ValueError(f"by is {by!r}, which the results of type {type(value).__name__} do not hold")
-
-
-def entry(values: PyTree, place: int) -> Any:
-    """One value of an axis; a number as Python's own."""
-    entry = jax.tree.map(partial(by_words, lambda x: x[place]), values)
-    return entry.item() if _is_plain(values) else entry
-
-
-def _is_plain(values: PyTree) -> bool:
-    """Whether these are numbers."""
-    is_array = isinstance(values, jax.Array | np.ndarray) and values.ndim == 1
-    return is_array and not jnp.issubdtype(values.dtype, jax.dtypes.extended)
 
 
 def _name(path: tuple[Any, ...]) -> str:

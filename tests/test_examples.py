@@ -15,7 +15,7 @@ import jaxsgd
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = [f"jaxsgd.{m.name}" for m in pkgutil.iter_modules(jaxsgd.__path__)]
+MODULES = [m.name for m in pkgutil.walk_packages(jaxsgd.__path__, "jaxsgd.")]
 
 
 class NearlyEqual(doctest.OutputChecker):

@@ -9,8 +9,18 @@ ROOMS = [
     "pairs", "checks", "permutation", "samplers", "dynamic", "shards", "losses", "models", "gradients", "streaming", "meshes", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
     "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
-    "memory", "lanes", "sweeps", "halving", "fit", "problems", "plots", "tables", "tasks", "recipes", "cli",
+    "memory", "points", "lanes", "sweeps", "halving", "fit", "problems", "plots.curves", "plots.surfaces", "plots.sweeps", "plots",
+    "tables", "tasks", "recipes", "searches", "cli",
 ]  # fmt: skip
+
+
+FOLDER = Path(jaxsgd.__path__[0])
+
+
+def room(path):
+    """A room's name; one that is a folder has rooms inside, which its __init__ hands on."""
+    parts = path.relative_to(FOLDER).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def imported(path):
@@ -23,8 +33,8 @@ def imported(path):
 
 
 def test_rooms_import_only_upward():
-    folder = Path(jaxsgd.__path__[0])
-    files = {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
+    files = {room(path): path for path in FOLDER.rglob("*.py")}
+    del files[""]
     assert sorted(files) == sorted(ROOMS)
     for name, path in files.items():
         for other in imported(path):
@@ -32,8 +42,9 @@ def test_rooms_import_only_upward():
 
 
 def test_init_only_hands_names_on():
-    tree = ast.parse(Path(jaxsgd.__path__[0], "__init__.py").read_text())
-    kinds = {type(node) for node in tree.body}
-    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
-    assert sorted(jaxsgd.__all__) == sorted(set(jaxsgd.__all__))
-    assert all(hasattr(jaxsgd, name) for name in jaxsgd.__all__)
+    for path in FOLDER.rglob("__init__.py"):
+        kinds = {type(node) for node in ast.parse(path.read_text()).body}
+        assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    for package in (jaxsgd, jaxsgd.plots):
+        assert sorted(package.__all__) == sorted(set(package.__all__))
+        assert all(hasattr(package, name) for name in package.__all__)

@@ -217,7 +217,7 @@ def test_hypergradients_agree_with_finite_differences_in_bounded_memory():
         for name, number in numbers.items():
             h = 1e-5 * number
             ends = [value(numbers | {name: number + sign * h}, train, held) for sign in (1, -1)]
-            expected = float(ends[0] - ends[1]) / (2 * h)
+            expected = float((ends[0] - ends[1]) / (2 * h))
             assert abs(expected) > 1e-3
             for way in ways:
                 assert float(slopes[way][name]) == pytest.approx(expected, rel=1e-6), way

@@ -1,10 +1,12 @@
 """Pictures: what is drawn, its labels and limits, and what is refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import jaxsgd
 from jaxsgd import plots
 
 
@@ -79,3 +81,88 @@ def test_basins_count_each_minimum_and_what_came_near_none():
     assert (image[0, 0] == image[1, 1]).all()
     assert (image[0, 1] == image[1, 0]).all()
     assert (image[0, 0] != image[0, 1]).any()
+
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+
+
+def scored(scores, **over):
+    """A sweep of given scores."""
+    over = tuple({name: values} for name, values in over.items())
+    return jaxsgd.Sweep(jnp.asarray(scores), over)
+
+
+def test_a_sweep_over_one_axis_is_a_curve_with_its_band_and_crosses():
+    rates = jnp.geomspace(1e-3, 1, 8)[::-1]  # drawn in ascending order
+    factor = np.array([1.0, 2.0, 3.0, 6.0])
+    scores = np.linspace(0.8, 0.1, 8)[:, None] * factor
+    scores[0, 2], scores[1, 0], scores[1, 1] = np.inf, np.nan, np.inf
+    ax = plots.sweep(scored(scores, learning_rate=rates, key=KEYS), mean_over="key", label="loss")
+    line, crosses = ax.lines[:2]
+    np.testing.assert_allclose(line.get_xdata(), rates[::-1])
+    np.testing.assert_allclose(line.get_ydata()[:6], 3 * scores[:1:-1, 0], rtol=1e-6)
+    assert np.isnan(line.get_ydata()[6:]).all()
+    np.testing.assert_allclose(crosses.get_xdata(), rates[1::-1])
+    assert (crosses.get_ydata() == 1).all()  # of the height of the axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "loss\nmean of 4 runs")
+    told = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert told == ["least to largest run", "diverged: 3 of 32 runs"]
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [0.1, 3.6], rtol=1e-6)
+
+
+def test_a_sweep_over_two_axes_is_a_heat_map_or_curves():
+    scores = np.array([[4.0, 3.0, np.inf], [40.0, 0.3, 2.0]])
+    result = scored(scores, momentum=jnp.array([0.0, 0.9]), rate=jnp.array([0.1, 0.5, 0.3]))
+    ax = plots.sweep(result)
+    (cells,) = ax.images
+    drawn = cells.get_array()  # the first axis to the right, ascending
+    np.testing.assert_allclose(drawn.filled(-1), [[4, 40], [-1, 2], [3, 0.3]], rtol=1e-6)
+    assert type(cells.norm).__name__ == "LogNorm"
+    best, crosses = ax.lines
+    assert [*best.get_xydata()[0]] == [1, 2]
+    assert crosses.get_xydata().tolist() == [[0, 1]]
+    told = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert told == ["best: 0.3", "diverged: 1 of 6 runs"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.1", "0.3", "0.5"]
+    assert ax.figure.axes[1].get_ylabel() == "loss"
+    curves = plots.sweep(result, kind="curves")
+    assert [line.get_label() for line in curves.lines[:3]] == [
+        "rate = 0.1",
+        "rate = 0.3",
+        "rate = 0.5",
+    ]
+    assert curves.get_xscale() == "linear"
+    assert curves.lines[3].get_xdata().tolist() == [0]
+
+
+def test_a_sweep_by_place_zipped_negative_constant_or_diverged_all_over():
+    by_key = plots.sweep(scored(-np.arange(4.0), key=KEYS))
+    assert (by_key.get_xlabel(), by_key.get_yscale()) == ("key, by place", "linear")
+    assert by_key.get_legend() is None
+    zipped = jaxsgd.Sweep(jnp.arange(4.0), ({"key": KEYS, "rate": jnp.arange(4.0)},))
+    assert plots.sweep(zipped).get_xlabel() == "rate (with key)"
+    rates, strengths = jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 4.0])
+    for value in (0.5, np.nan):
+        for kind in ("heat", "curves"):
+            result = scored(np.full((3, 3), value), rate=rates, strength=strengths)
+            plots.sweep(result, kind=kind).figure.canvas.draw()
+    outlier = plots.sweep(scored([1.0, 0.5, 2.0, 1.5, 1e30], rate=jnp.arange(5.0)))
+    assert 0.3 < outlier.get_ylim()[0] < 0.5 < outlier.get_ylim()[1] < 100
+
+
+def test_a_sweep_that_cannot_be_drawn_is_refused():
+    result = scored(np.ones((2, 2, 4)), a=jnp.ones(2), b=jnp.ones(2), key=KEYS)
+    for options, told in [
+        ({}, "beside mean_over=None, are a, b, key; expected one or two"),
+        ({"mean_over": "keys"}, "mean_over is 'keys', expected a name"),
+        ({"mean_over": "key", "kind": "bars"}, "kind is 'bars', expected 'heat', 'curves' or None"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            plots.sweep(result, **options)
+    one = scored(np.ones(2), a=jnp.ones(2))
+    with pytest.raises(ValueError, match="are a; expected two for a heat map"):
+        plots.sweep(one, kind="heat")
+    with pytest.raises(ValueError, match="are none; expected one or two"):
+        plots.sweep(one, mean_over="a")

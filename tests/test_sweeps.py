@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd import lanes, memory, sweeps
+from jaxsgd import lanes, memory, points
 from tests import table
 from tests.test_laws import no_compilation
 
@@ -58,8 +58,8 @@ def test_every_lane_is_the_run_alone(problem):
     alone = jax.jit(train)
     for i, j, k in [(0, 0, 0), (2, 1, 1), (1, 0, 1)]:
         point = {
-            name: sweeps.entry(jax.tree.map(jnp.asarray, values), place)
-            for axis, place in zip(sweeps.as_axes(over), (i, j, k), strict=True)
+            name: points.entry(jax.tree.map(jnp.asarray, values), place)
+            for axis, place in zip(points.as_axes(over), (i, j, k), strict=True)
             for name, values in axis.items()
         }
         close(jax.tree.map(lambda x: x[i, j, k], result.value), alone(*problem, **point))  # noqa: B023
@@ -212,6 +212,13 @@ def test_results_are_told_and_diverged_runs_never_win():
     assert frame.key.tolist() == [0, 1, 2] * 4
     assert frame.diverged.tolist() == [False] * 9 + [True] * 3
 
+    own = jaxsgd.sweep(lambda a: {"a": 2 * a, "b": a}, over={"a": [1, 2]}).to_frame()
+    assert own.to_dict("list") == {
+        "a": [1, 2],
+        "result.a": [2, 4],
+        "b": [1, 2],
+        "diverged": [False] * 2,
+    }
     seeds = jaxsgd.sweep(lambda a, b: jnp.array(a * b), over={"a": [1.0, 2.0], "b": [1.0, 3.0]})
     entry = seeds.ranked(mean_over="b")[0]
     assert (entry.point, entry.score, round(entry.spread, 4)) == ({"a": 1.0}, 2.0, 1.4142)
