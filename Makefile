@@ -26,6 +26,8 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/devices.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsgd needs Python 3.11 or newer; give PYTHON=...")'
