@@ -1,4 +1,4 @@
-"""A batch on two virtual devices of the same cores, beside one.
+"""A batch, and a sweep, on two virtual devices of the same cores, beside one.
 
     python benchmarks/devices.py [--rounds 9]
 
@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # before anything touches a device
 import core  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from sweeps import take_turns  # noqa: E402
+from sweeps import RATES, line, line_rows, take_turns  # noqa: E402
 
 import jaxsgd  # noqa: E402
 
@@ -47,12 +47,26 @@ def two_devices(rounds: int) -> dict[str, Any]:
     return take_turns(contenders, steps, rounds)
 
 
+def runs(rounds: int) -> dict[str, Any]:
+    """64 rates x 16 seeds of linear regression, as in `sweeps.py`."""
+    data, params = line_rows()
+    over = {"learning_rate": RATES, "key": jax.random.split(core.KEY, 16)}
+    two = jax.make_mesh((2,), ("runs",), devices=jax.devices()[:2])
+    print("\n### 64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 320 steps\n")
+    contenders = {
+        name: (1024, lambda mesh=mesh: jaxsgd.sweep(line, data, params, over=over, mesh=mesh).value)
+        for name, mesh in [("sweep on two devices", two), ("sweep on one of them", None)]
+    }
+    return take_turns(contenders, 320, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     print(f"{jax.device_count()} of {jax.devices()[0].device_kind}, jax {jax.__version__}")
     two_devices(args.rounds)
+    runs(args.rounds)
 
 
 if __name__ == "__main__":

@@ -85,33 +85,44 @@ def take_turns(
     return rows
 
 
-def lines(rounds: int) -> dict[str, Any]:
-    """64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 320 steps."""
+def line_rows() -> Any:
+    """1,000 rows of a noisy line, and where runs on them start."""
     rng = np.random.default_rng(0)
     x = rng.random((1000, 1), np.float32)
     y = 3.5 * x[:, 0] + np.float32(1.2) + np.float32(0.1) * rng.standard_normal(1000, np.float32)
+    return (x, y), {"weight": jnp.zeros(1), "bias": jnp.zeros(())}
+
+
+RATES = np.geomspace(0.05, 0.5, 64)  # all of which come near the noise in 20 epochs
+
+
+def line(*args: Any, **point: Any) -> Any:
+    return trained(*args, **point, loss=core.line_loss, batch=64, steps=320)
+
+
+def lines(rounds: int) -> dict[str, Any]:
+    """64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 320 steps."""
+    (x, y), params = line_rows()
     data = jax.device_put((x, y))
-    params = {"weight": jnp.zeros(1), "bias": jnp.zeros(())}
-    rates = np.geomspace(0.05, 0.5, 64)  # all of which come near the noise in 20 epochs
     keys = jax.random.split(core.KEY, 16)
-    over = {"learning_rate": rates, "key": keys}
-    train = partial(trained, loss=core.line_loss, batch=64, steps=320)
-    fn = lambda *args, **point: train(*args, **point)  # noqa: E731
+    over = {"learning_rate": RATES, "key": keys}
     counted: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: counted.append(name) if "backend_compile" in name else None
     )
-    everything = lambda: jaxsgd.sweep(fn, data, params, over=over).value  # noqa: E731
+    everything = lambda: jaxsgd.sweep(line, data, params, over=over).value  # noqa: E731
     first = core.clock(everything)
-    others = {"learning_rate": rates / 2, "key": jax.random.split(jax.random.key(1), 16)}
+    others = {"learning_rate": RATES / 2, "key": jax.random.split(jax.random.key(1), 16)}
     jax.block_until_ready(others)
     counted.clear()
-    core.clock(lambda: jaxsgd.sweep(fn, data, params, over=others).value)
+    core.clock(lambda: jaxsgd.sweep(line, data, params, over=others).value)
     again = len(counted)
-    one = jax.jit(train)
-    few = [(jnp.float32(rate), key) for rate in rates[::4] for key in keys[:4]]
+    one = jax.jit(line)
+    few = [
+        {"learning_rate": jnp.float32(rate), "key": key} for rate in RATES[::4] for key in keys[:4]
+    ]
     tensors = torch.from_numpy(x), torch.from_numpy(y)
-    seeds = [(float(rate), seed) for rate in rates[::16] for seed in range(2)]
+    seeds = [(float(rate), seed) for rate in RATES[::16] for seed in range(2)]
     print("\n### 64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 320 steps\n")
     print(
         f"first call {first:.2f} s; programs compiled by a second sweep of other values: {again}\n"
@@ -119,7 +130,10 @@ def lines(rounds: int) -> dict[str, Any]:
     figures = take_turns(
         {
             "jaxsgd.sweep": (1024, everything),
-            "jaxsgd, run after run": (64, lambda: [one(data, params, *point) for point in few]),
+            "jaxsgd, run after run": (
+                64,
+                lambda: [one(data, params, **point) for point in few],
+            ),
             "NumPy, run after run": (8, lambda: [numpy_line(x, y, a, 64, 20, s) for a, s in seeds]),
             "PyTorch, indexed batches, run after run": (
                 8,

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -23,18 +23,29 @@ def peak(jaxpr: Any) -> int:
     ending: list[int] = [0] * (end + 1)  # bytes whose last reader is the i-th operation
     for i, eqn in enumerate(jaxpr.eqns):
         for v in eqn.outvars:
-            held += _bytes(v.aval)
-            ending[last.get(id(v), i)] += _bytes(v.aval)
+            held += size([v.aval])
+            ending[last.get(id(v), i)] += size([v.aval])
         most = max(most, held + max(map(peak, _inner(eqn.params)), default=0))
         held -= ending[i]
     return most
 
 
-def available(device: Any) -> int:
+def size(avals: Iterable[Any]) -> int:
+    """The bytes of some arrays; a key is counted as 16."""
+
+    def width(dtype: Any) -> int:
+        return 16 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize
+
+    return sum(math.prod(aval.shape) * width(aval.dtype) for aval in avals)
+
+
+def available(device: Any) -> float:
     """The bytes a device has: those of the machine where it does not tell its own."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -45,9 +56,3 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
             each = getattr(each, "jaxpr", each)
             if hasattr(each, "eqns"):
                 yield each
-
-
-def _bytes(aval: Any) -> int:
-    """The size of an array; a key is counted as 16 bytes."""
-    is_key = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
-    return math.prod(aval.shape) * (16 if is_key else aval.dtype.itemsize)

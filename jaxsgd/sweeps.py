@@ -283,15 +283,19 @@ def _block(
     runs, devices = math.prod(shape), 1 if plan.mesh is None else plan.mesh.shape[RUNS]
     if chunk is None:
         device = jax.devices()[0] if plan.mesh is None else plan.mesh.devices.flat[0]
-        need = memory.peak(all_lanes.trace(call, axes, plan=plan).jaxpr)
-        have = memory.available(device) // 2
-        chunk = runs if need <= have else max(1, runs * have // need)
-        if chunk < runs and progress:
-            print(
-                f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB of a device, more than "
-                f"half of its {2 * have / 1e9:.3g} GB: at most {chunk:,} at a time",
-                file=sys.stderr,
-            )
+        program = all_lanes.trace(call, axes, plan=plan).jaxpr
+        need, half = memory.peak(program), memory.available(device) / 2
+        chunk = runs
+        if need > half:
+            results = memory.size(program.out_avals)
+            chunk = max(1, int(runs * max(half - results, 0) / need))
+            if progress:
+                print(
+                    f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB of a device, more "
+                    f"than half of its {2 * half / 1e9:.3g} GB (their results alone "
+                    f"{results / 1e9:.3g} GB): at most {chunk:,} at a time",
+                    file=sys.stderr,
+                )
     chunk = checks.integer(chunk, "chunk", 1)
     block = list(shape)
     for i in plan.order:

@@ -259,3 +259,87 @@ def test_what_is_no_key_is_refused(sampler):
             sampler.init(key)
         with pytest.raises(TypeError, match="key is"):
             sampler.batch(key, 0)
+
+
+# DynamicBatch and Sharded
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda b, n: jaxsgd.Shuffled(b, size=n),
+        lambda b, n: jaxsgd.Sequential(b, size=n, drop_last=True),
+        lambda b, n: jaxsgd.WithReplacement(b, size=n),
+    ],
+)
+def test_a_dynamic_batch_is_the_batch_of_its_size(sampler):
+    key, n, most = jax.random.key(1), 20, 8
+
+    @jax.jit
+    def batches(size):
+        dynamic = jaxsgd.DynamicBatch(sampler(most, n), size)
+        return jax.vmap(dynamic.batch, (None, 0))(key, jnp.arange(9)), dynamic.steps_per_epoch
+
+    for size in (1, 5, 8):
+        found, steps = batches(size)
+        own = sampler(size, n)
+        assert int(steps) == own.steps_per_epoch
+        assert jaxsgd.DynamicBatch(sampler(most, n), size).steps_per_epoch == own.steps_per_epoch
+        expected = jax.vmap(own.batch, (None, 0))(key, jnp.arange(9))
+        np.testing.assert_array_equal(found.weight[:, :size], expected.weight)
+        assert (found.weight[:, size:] == 0).all()
+        if not isinstance(own, jaxsgd.WithReplacement):  # which draws its slots from one key
+            np.testing.assert_array_equal(found.index[:, :size], expected.index)
+        for index, weight in zip(*found, strict=True):
+            assert set(index[weight == 0].tolist()) <= set(index[weight > 0].tolist())
+    for size in (0, 9):  # a traced size that there are no slots for is not cut
+        assert jnp.isnan(batches(size)[0].weight).all()
+
+
+def test_dynamic_batches_of_a_fit_and_of_rows_on_the_host():
+    x = np.arange(20, dtype=np.float32)
+    options = {"key": jax.random.key(0), "epochs": 2, "learning_rate": 0.01, "progress": False}
+    ends = [
+        jaxsgd.fit(
+            lambda w, x: (w - x) ** 2, jnp.zeros(()), data, sampler=sampler, **options
+        ).params
+        for data, sampler in [
+            (x, jaxsgd.Shuffled(5)),
+            (x, jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), 5)),
+            (jaxsgd.HostRows(x), jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), jnp.int32(5))),
+        ]
+    ]
+    np.testing.assert_allclose(ends[1:], ends[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), 9), ValueError, "is 9, expected 1 to 8"),
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), np.array([1, 9])), ValueError, "expected 1 to 8"),
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), 2.0), TypeError, "2.0 of type float"),
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), jnp.float32(2)), TypeError, "of float32"),
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Sharded(8), 4), TypeError, "one that tells the rows"),
+        (lambda: jaxsgd.Sharded(8, shards=3), ValueError, "is 8, expected a multiple of its 3 shards"),
+        (lambda: jaxsgd.Sharded(8, size=17), ValueError, "find a shard empty at some step"),
+        (lambda: jaxsgd.Sharded(8, shards=8).steps_per_epoch, ValueError, "has no size"),
+    ],
+)  # fmt: skip
+def test_wrong_dynamic_and_sharded_batches_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_share_of_each_shard():
+    """The issue's own numbers: T steps, n_s div T rows a step, one more in the first n_s mod T."""
+    sampler = jaxsgd.Sharded(16, shards=8, size=43)  # three shards of 6, five of 5
+    assert sampler.steps_per_epoch == 3
+    batches = jax.vmap(sampler.batch, (None, 0))(jax.random.key(0), jnp.arange(3))
+    taken = (np.asarray(batches.weight) > 0).reshape(3, 8, 2).sum(-1)
+    assert taken.tolist() == [[2] * 8, [2] * 8, [2] * 3 + [1] * 5]
+    weight = np.asarray(batches.weight).reshape(3, 8, 2)
+    np.testing.assert_allclose(weight.sum(-1), [[6 / 43] * 3 + [5 / 43] * 5] * 3, rtol=1e-6)
+    shard = np.asarray(batches.index).reshape(3, 8, 2)
+    first = np.array([0, 6, 12, 18, 23, 28, 33, 38])[None, :, None]
+    assert (shard >= first).all()
+    assert (shard - first < np.array([6] * 3 + [5] * 5)[:, None]).all()
