@@ -4,7 +4,7 @@
 
 As in `core.py`: contenders take turns, medians over rounds, ratios round by round. Those that run
 one after the other are given fewer runs, as many as are told, of the same steps on the same rows;
-figures are for a step of a run. All end at the same objective, which is looked at. Prints Markdown.
+figures are for a step of a run. All must end near the same mean loss. Prints Markdown.
 """
 
 import argparse
@@ -73,6 +73,8 @@ def take_turns(
     for _ in range(rounds):
         for name, (runs, fn) in contenders.items():
             times[name].append(1e6 * core.clock(fn) / (runs * steps))
+    if max(ends.values()) > 1.5 * min(ends.values()):
+        raise SystemExit(f"the contenders end at different losses, so they did other work: {ends}")
     first = next(iter(times))
     print("| contender | runs | us a step and run | ratio | mean loss at the end |")
     print("|---|---|---|---|---|")

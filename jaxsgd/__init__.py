@@ -45,7 +45,8 @@ from jaxsgd.stopping import (
     SmallStep,
 )
 from jaxsgd.streaming import HostRows
-from jaxsgd.sweeps import Ranked, Sweep, sweep
+from jaxsgd.sweeps import sweep
+from jaxsgd.swept import Ranked, Sweep
 from jaxsgd.transformations import FromOptax
 
 __all__ = [

@@ -79,9 +79,8 @@ def rows(data: PyTree, name: str = "data") -> int:
             raise TypeError(
                 f"{where} is {given}, expected an array whose leading axis counts the rows; {hint}"
             )
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSMm":
-            raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
-        if isinstance(leaf, np.ndarray) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        if isinstance(leaf, np.ndarray):
+            no_text(leaf, where)
             fits_32_bits(leaf, where)
         lengths[where] = leaf.shape[0]
     if not lengths:
@@ -156,8 +155,16 @@ def form(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
     return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
+def no_text(leaf: np.ndarray, where: str) -> None:
+    """Refuse text, dates and objects."""
+    if leaf.dtype.kind in "OUSMm":
+        raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
+
+
 def fits_32_bits(leaf: np.ndarray, where: str) -> None:
     """Refuse 64-bit integers that JAX would wrap to 32."""
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return
     is_wide = leaf.dtype in (np.int64, np.uint64) and leaf.size > 0
     if is_wide and max(int(leaf.max()), -int(leaf.min())) > MAX_SIZE:
         raise ValueError(

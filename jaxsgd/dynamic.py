@@ -30,7 +30,7 @@ class DynamicBatch:
       ValueError: a batch size that is too small or too large.
 
     >>> sampler = jaxsgd.DynamicBatch(jaxsgd.Shuffled(4, size=5), 2)
-    >>> [[n for n, w in zip(*sampler.batch(jax.random.key(0), t)) if w].__len__() for t in range(3)]
+    >>> [int(sum(sampler.batch(jax.random.key(0), t).weight > 0)) for t in range(3)]
     [2, 2, 1]
     """
 
@@ -50,7 +50,7 @@ class DynamicBatch:
         if isinstance(size, jax.core.Tracer | jax.Array | np.ndarray):
             if not jnp.issubdtype(size.dtype, jnp.integer):
                 raise TypeError(f"DynamicBatch's batch_size is of {size.dtype}, expected integers")
-        elif type(size) is not object and size is not None:  # no placeholder of in_axes
+        elif type(size) is not object:  # no placeholder of a tree
             checks.integer(size, "DynamicBatch's batch_size", 1)
         is_known = self.sampler.size is not None or not isinstance(self.sampler, FullBatch)
         if is_known:
@@ -67,11 +67,15 @@ class DynamicBatch:
         return self.sampler.batch_size
 
     @property
+    def window_rows(self) -> int:
+        """How many rows the sampler shuffles together, where it says so."""
+        return getattr(self.sampler, "window_rows", 0)
+
+    @property
     def steps_per_epoch(self) -> Any:
         """T: an int, or int32[] where the batch size is traced."""
         size, is_cut = self.batch_size, getattr(self.sampler, "drop_last", False)
-        if not isinstance(size, jax.core.Tracer):
-            size = int(size)
+        size = size.astype(jnp.int32) if isinstance(size, jax.core.Tracer) else int(size)
         return (self.size + (0 if is_cut else size - 1)) // size
 
     def batch(self, key: jax.Array, step: Any) -> Batch:

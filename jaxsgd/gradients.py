@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgd import checks
-from jaxsgd.losses import as_loss
+from jaxsgd.losses import RowLoss, RowsLoss, as_loss
 from jaxsgd.pairs import Batch, Estimate, PyTree, accumulate, accumulator_of, part, strong
 
 
@@ -40,6 +40,13 @@ class Minibatch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", as_loss(self.loss))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a sum over rows, which parts of a batch add up to."""
+        return isinstance(self.loss, RowLoss) or (
+            isinstance(self.loss, RowsLoss) and not self.loss.stateful
+        )
 
     def init(
         self, params: PyTree, data: PyTree, key: jax.Array, carry: PyTree = None

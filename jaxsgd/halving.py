@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxsgd import checks
 from jaxsgd.pairs import PyTree, as_callable, by_words, part, static
-from jaxsgd.points import as_axes, entry
-from jaxsgd.sweeps import Ranked, Sweep, sweep
+from jaxsgd.points import as_axes, axis_of, entry, length
+from jaxsgd.sweeps import sweep
+from jaxsgd.swept import Ranked, Sweep
 
 
 class Rung(NamedTuple):
@@ -52,9 +53,10 @@ def halving(
 
     Each of the `K = ceil(log_factor n)` rungs takes as many steps in all, so that a setting which
     stays for rung k takes `factor^k` times as many there as in the first, and the winner `steps` in
-    all: about K / n of the work of a full sweep. The states go on; lanes that share their rows keep
-    sharing them. Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-    optimization" (2016).
+    all: rung k = 1..K ends after `steps (factor^k - 1) / (factor^K - 1)`, rounded. That is about
+    K / n of the work of a full sweep, and K programs to compile: it pays where steps are dear. The
+    states go on; lanes that share their rows keep sharing them. Jamieson and Talwalkar,
+    "Non-stochastic best arm identification and hyperparameter optimization" (2016).
 
     Args:
       init: `init(*args, **point) -> state`, any pytree: `solver.init`, perhaps beside the solver.
@@ -85,17 +87,16 @@ def halving(
     ({'learning_rate': 0.3}, [4, 2], 16)
     """
     axes = as_axes(over)
-    kept = [axis for axis in axes if mean_over in axis]
-    if mean_over is not None and not kept:
-        raise ValueError(f"mean_over is {mean_over!r}, which is no name in over")
-    settings = _flat([axis for axis in axes if mean_over not in axis])
-    n = len(jax.tree.leaves(settings)[0])
+    repeated = axis_of(axes, mean_over)
+    kept = [] if repeated is None else [axes[repeated]]
+    settings = _flat([axis for i, axis in enumerate(axes) if i != repeated])
+    n = length(settings) if settings else 1
+    if n < 2:
+        raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
     factor = checks.integer(factor, "factor", 2)
     sizes = [n]
     while sizes[-1] > factor:
         sizes.append(-(-sizes[-1] // factor))
-    if n < 2:
-        raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
     steps = checks.integer(steps, "steps", len(sizes))
     shares = np.cumsum(float(factor) ** np.arange(len(sizes)))
     ends = np.maximum(np.round(steps * shares / shares[-1]).astype(int), np.arange(len(sizes)) + 1)
@@ -106,11 +107,15 @@ def halving(
     for end in map(int, ends):
         rung, over = _Rung(run, end - taken), [settings, *kept]
         result = sweep(rung, states, *args, over=over, chunk=chunk, progress=False)
-        scores = result.scores(lambda value: value[1]).reshape(len(numbers), -1)
+        if not isinstance(result.lanes, tuple) or len(result.lanes) != 2:
+            kind = type(result.lanes).__name__
+            raise TypeError(f"run returned a {kind}, expected (state, score)")
+        scores = Sweep(result.lanes[1], result.over).scores().reshape(len(numbers), -1)
         rungs.append(Rung(end, numbers, scores.mean(axis=1)))
         order = np.argsort(rungs[-1].scores, kind="stable")
         keep = np.sort(order[: -(-len(numbers) // factor) if end < steps else 1])
-        lanes, settings = _at(result.lanes[0], keep), _at(settings, keep)
+        lanes = _at(result.lanes[0], jax.device_put(keep))
+        settings = jax.tree.map(partial(_take, places=keep), settings)
         states, numbers, taken = Sweep(lanes, (settings, *kept)), numbers[keep], end
         scores = scores[keep]
     if not np.isfinite(scores).all():
@@ -118,8 +123,7 @@ def halving(
     spread = float(np.std(scores, ddof=1)) if scores.size > 1 else 0.0
     point = {name: entry(values, 0) for name, values in settings.items()}
     best = Ranked(point, float(scores.mean()), spread, 0, (int(numbers[0]),))
-    first = partial(by_words, lambda x: x[0])
-    return Halved(best, jax.tree.map(first, states.value), tuple(rungs))
+    return Halved(best, jax.tree.map(partial(_take, places=0), states.value), tuple(rungs))
 
 
 @part
@@ -138,13 +142,17 @@ def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
     lengths = [len(jax.tree.leaves(axis)[0]) for axis in axes]
     places = np.indices(lengths).reshape(len(axes), -1)
     return {
-        name: jax.tree.map(partial(by_words, lambda x, at=at: x[at]), values)
+        name: jax.tree.map(partial(_take, places=at), values)
         for at, axis in zip(places, axes, strict=True)
         for name, values in axis.items()
     }
 
 
-def _at(tree: PyTree, keep: np.ndarray) -> PyTree:
+@jax.jit
+def _at(tree: PyTree, keep: jax.Array) -> PyTree:
     """Some lanes; what is shared by all of them stays so."""
-    some = lambda x: x[keep] if x.shape[0] > 1 else x  # noqa: E731
-    return jax.tree.map(partial(by_words, some), tree)
+    return jax.tree.map(lambda x: x if x.shape[0] == 1 else _take(x, keep), tree)
+
+
+def _take(x: jax.Array, places: Any) -> jax.Array:
+    return by_words(lambda x: x[places], x)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsgd.pairs import PyTree, by_words, words_of
 
@@ -21,13 +21,12 @@ RUNS = "runs"  # the axis of a mesh over which runs are spread
 
 
 class Plan(NamedTuple):
-    """What is static of a sweep; `own` and `specs` tell of each leaf of a call."""
+    """What is static of a sweep."""
 
-    own: tuple[bool, ...]  # whether it is lanes, of which each run has its part
+    own: tuple[bool, ...]  # which leaves of a call are lanes: each run has its part
     order: tuple[int, ...]  # the axes, the outermost vmap first
     mesh: Any = None
     spread: int = 0  # the axis whose runs are spread over the mesh
-    specs: tuple[PartitionSpec, ...] = ()  # how it lies on the mesh
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -40,7 +39,19 @@ def all_lanes(call: Any, axes: Any, *, plan: Plan) -> PyTree:
 def room(call: Any, axes: Any, *, plan: Plan) -> PyTree:
     """Zeros in the place of all lanes."""
     shapes = jax.eval_shape(partial(_lanes, plan=plan), call, axes)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return _settled(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
+
+
+def _settled(lanes: PyTree, plan: Plan) -> PyTree:
+    """Lanes in their places on the mesh, the same before a chunk and after it."""
+    if plan.mesh is None:
+        return lanes
+
+    def settle(x: jax.Array) -> jax.Array:
+        place = NamedSharding(plan.mesh, of_runs(plan, x.shape[plan.spread] > 1))
+        return lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(settle, lanes)
 
 
 @partial(jax.jit, static_argnames=("plan", "block"), donate_argnums=0)
@@ -99,20 +110,24 @@ def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:
 
         return lanes
 
-    lane = PartitionSpec(*[None] * plan.spread, RUNS)
-    specs = (
-        [lane if m else spec for m, spec in zip(mapped[plan.spread], plan.specs, strict=False)],
-        *[[PartitionSpec(RUNS) if i == plan.spread else PartitionSpec() for i in ranks]] * 2,
-    )
-
     def on_mesh(lanes: Callable[..., Any], outs: Any) -> Callable[..., Any]:
         """Each device computes its own runs: nothing is exchanged for their sake."""
         if plan.mesh is None:
             return lanes
-        return jax.shard_map(lanes, mesh=plan.mesh, in_specs=specs, out_specs=outs, check_vma=False)
+        own = [of_runs(plan, is_mapped) for is_mapped in mapped[plan.spread]]
+        its = [PartitionSpec(RUNS) if i == plan.spread else PartitionSpec() for i in ranks]
+        return jax.shard_map(
+            lanes,
+            mesh=plan.mesh,
+            in_specs=(own, its, its),
+            out_specs=outs,
+            axis_names={RUNS},  # rows may be spread over another
+            check_vma=False,
+        )
 
     arguments = leaves, list(axes), marks
-    touched = _touched(one, lambda one: on_mesh(all_of(one, [0] * len(axes)), lane), arguments)
+    some = of_runs(plan, True)
+    touched = _touched(one, lambda one: on_mesh(all_of(one, [0] * len(axes)), some), arguments)
     outs = [[0 if is_touched else None for is_touched in touched[i]] for i in ranks]
     at = [[i for i in plan.order if touched[i][k]] for k in range(len(touched[0]))]
 
@@ -120,8 +135,13 @@ def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:
         results = all_of(one, outs)(*arguments)
         return [_outward(x, places, len(axes)) for x, places in zip(results, at, strict=True)]
 
-    spread = [lane if plan.spread in places else PartitionSpec() for places in at]
+    spread = [of_runs(plan, plan.spread in places) for places in at]
     return jax.tree.unflatten(form[0], on_mesh(lanes, spread)(*arguments))
+
+
+def of_runs(plan: Plan, is_touched: bool) -> PartitionSpec:
+    """How lanes lie on a mesh, which the axis that is spread touches or not."""
+    return PartitionSpec(*[None] * plan.spread, RUNS) if is_touched else PartitionSpec()
 
 
 def _touched(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def peak(jaxpr: Any) -> int:
     """About the most bytes that the results of a jaxpr's operations take at one time.
 
@@ -22,10 +22,12 @@ def peak(jaxpr: Any) -> int:
     held = most = 0
     ending: list[int] = [0] * (end + 1)  # bytes whose last reader is the i-th operation
     for i, eqn in enumerate(jaxpr.eqns):
+        made = [v.aval for v in eqn.outvars]
+        within = [peak(j) - _handed_on(j, made) for j in _inner(eqn.params)]
         for v in eqn.outvars:
             held += size([v.aval])
             ending[last.get(id(v), i)] += size([v.aval])
-        most = max(most, held + max(map(peak, _inner(eqn.params)), default=0))
+        most = max(most, held + max([0, *within]))
         held -= ending[i]
     return most
 
@@ -47,6 +49,12 @@ def available(device: Any) -> float:
     if not hasattr(os, "sysconf"):  # Windows
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _handed_on(jaxpr: Any, made: list[Any]) -> int:
+    """The bytes that a call, or a loop's carry, makes within and hands on: one array, not two."""
+    inside = [v.aval for v in jaxpr.outvars]
+    return sum(size([a]) for a, b in zip(inside, made, strict=False) if a == b)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

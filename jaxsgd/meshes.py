@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsgd import checks
 from jaxsgd.gradients import Minibatch, take
-from jaxsgd.losses import BatchLoss, RowsLoss
 from jaxsgd.pairs import Batch, Estimate, PyTree, part, static
 from jaxsgd.samplers import Shuffled, for_rows
 from jaxsgd.shards import Sharded
@@ -102,13 +101,13 @@ class MeshRows:
         def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:
             return fn(rows, lax.axis_index(self.axis) * checks.rows(rows), *args)
 
-        if self.axis in jax.sharding.get_abstract_mesh().manual_axes:
-            return local(self.arrays, args)  # in a sweep over the same mesh
+        around = jax.sharding.get_abstract_mesh().manual_axes  # of a sweep over the same mesh
         spread = jax.shard_map(
             local,
-            mesh=self.mesh,
+            mesh=None if around else self.mesh,
             in_specs=(P(self.axis), P()),
             out_specs=P(),
+            axis_names={self.axis},
             check_vma=False,  # or each scan in a user's loss would have to mark its carry
         )
         return spread(self.arrays, args)
@@ -205,18 +204,24 @@ def _summed(
     gradient: Any, part: Any, params: PyTree, data: MeshRows, batch: Batch, state: Any
 ) -> tuple[Any, Any]:
     """The sum over devices of `part(params, rows, batch, state)[0]`, and one of its new states."""
-    loss = gradient.loss if isinstance(gradient, Minibatch) else None
-    if isinstance(loss, BatchLoss) or (isinstance(loss, RowsLoss) and loss.stateful):
-        kind = "a BatchLoss" if isinstance(loss, BatchLoss) else "a stateful RowsLoss"
+    if not getattr(gradient, "is_linear", False):
         raise TypeError(
-            f"the loss is {kind}, which needs the whole batch, but on MeshRows each device has its "
-            "own rows of it; expected a RowLoss, or a RowsLoss without a carry"
+            f"the gradient is {gradient!r}, expected one that is a sum over rows on MeshRows, of "
+            "which each device has its own: a RowLoss, or a RowsLoss without a carry (a gradient "
+            "of your own says so by `is_linear = True`)"
         )
+    slots = batch.index.shape[0]
+    if slots % data.shards:
+        raise ValueError(
+            f"a batch has {slots} slots, expected a multiple of the {data.shards} shards of "
+            "MeshRows, drawn by solver.sampler_for(rows)"
+        )
+    is_keyed = isinstance(gradient, Minibatch) and gradient.loss.keyed
 
     def local(rows: PyTree, first: jax.Array, params: PyTree, batch: Batch, state: Any) -> Any:
         held = checks.rows(rows)
         own = data.own(batch, first, held)
-        if loss is None or not loss.keyed:
+        if not is_keyed:
             total, after = part(params, rows, own, state)
             return lax.psum(total, data.axis), after
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsgd import checks
 from jaxsgd.pairs import PyTree, by_words
 
 
@@ -24,7 +25,10 @@ def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
         names += axis
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"over names {names}, expected each argument of fn once")
-    return tuple({name: _values(name, v) for name, v in axis.items()} for axis in axes)
+    found = tuple({name: _values(name, v) for name, v in axis.items()} for axis in axes)
+    for axis in found:
+        length(axis)  # for its refusal
+    return found
 
 
 def _values(name: str, values: Any) -> PyTree:
@@ -38,6 +42,9 @@ def _values(name: str, values: Any) -> PyTree:
                 f"over[{name!r}] holds {leaf!r}, expected a list of numbers, or arrays whose "
                 "leading axis counts the values"
             )
+        if isinstance(leaf, np.ndarray):
+            checks.no_text(leaf, f"over[{name!r}]")
+            checks.fits_32_bits(leaf, f"over[{name!r}]")
     return values
 
 
@@ -49,6 +56,19 @@ def length(axis: dict[str, PyTree]) -> int:
         told = ", ".join(f"{name} has {sorted(n) or 'none'}" for name, n in lengths.items())
         raise ValueError(f"the values of an axis of over differ in number, or are none: {told}")
     return found.pop()
+
+
+def axis_of(axes: Sequence[dict[str, PyTree]], name: str | None) -> int | None:
+    """The axis on which a name is; None for none.
+
+    Raises:
+      ValueError: no axis has it.
+    """
+    found = [i for i, axis in enumerate(axes) if name in axis]
+    if name is not None and not found:
+        known = ", ".join(name for axis in axes for name in axis)
+        raise ValueError(f"mean_over is {name!r}, expected a name that the sweep is over: {known}")
+    return found[0] if found else None
 
 
 def order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:

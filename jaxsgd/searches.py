@@ -16,7 +16,8 @@ from jaxsgd.models import weights_only
 from jaxsgd.pairs import PyTree
 from jaxsgd.penalties import L2
 from jaxsgd.solver import Solver
-from jaxsgd.sweeps import Ranked, Sweep, sweep
+from jaxsgd.sweeps import sweep
+from jaxsgd.swept import Ranked, Sweep
 from jaxsgd.tasks import CLASSIFIERS, Accuracy, Rows, Task
 
 LONG = 4  # more values than these on two axes are a heat map, not curves

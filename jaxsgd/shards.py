@@ -52,10 +52,11 @@ class Sharded:
             )
         if self.size is not None:
             size = checks.integer(self.size, "Sharded's size", 1)
-            if size // shards < self.steps_per_epoch or batch_size > size:
+            checks.integer(batch_size, f"Sharded's batch_size of data with {size} rows", 1, size)
+            if size // shards < self.steps_per_epoch:
                 raise ValueError(
-                    f"{self} would find a shard empty at some step, expected a batch size from "
-                    f"{2 * shards} to the number of rows, and at least {shards} rows"
+                    f"{self} would find a shard empty at some step, expected a batch size of at "
+                    f"least {2 * shards}, or fewer shards"
                 )
 
     @property

@@ -4,167 +4,19 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsgd import checks, memory
-from jaxsgd.lanes import RUNS, Plan, all_lanes, fill, room
-from jaxsgd.meshes import auto
-from jaxsgd.pairs import PyTree, as_arguments, as_callable, part
-from jaxsgd.points import as_axes, entry, is_number, length, order
+from jaxsgd.lanes import RUNS, Plan, all_lanes, fill, of_runs, room
+from jaxsgd.meshes import MeshRows, auto
+from jaxsgd.pairs import PyTree, as_arguments, as_callable, beside
+from jaxsgd.points import as_axes, length, order
 from jaxsgd.progress import counted
-
-
-class Ranked(NamedTuple):
-    """A setting of a sweep, and how well it did."""
-
-    point: dict[str, Any]  # its values by name, without those that were averaged over
-    score: float  # the mean over the runs of this setting; infinite where one diverged
-    spread: float  # their standard deviation (of a sample); 0 of one run
-    diverged: int  # how many of them ended in no finite number
-    place: tuple[int, ...]  # its index on each axis that was not averaged over
-
-
-@part
-class Sweep:
-    """What `sweep` returns: the results of all runs, labelled by their axes.
-
-    A pytree, and an argument of another `sweep` over axes of the same lengths, which hands each run
-    its own part: that is how states go on. What an axis does not touch (the sampler's state, where
-    rates differ) is kept once, and lanes that shared their rows go on sharing them.
-
-    Attributes:
-      lanes: the results; each array has one leading axis for each axis of the sweep, of length 1
-        where it does not depend on it.
-      over: for each axis, its values by name.
-
-    >>> result = jaxsgd.sweep(lambda x, rate: x * rate, jnp.array(2.0), over={"rate": [0.5, 1.0]})
-    >>> result.shape, result.value.tolist()
-    ((2,), [1.0, 2.0])
-    """
-
-    lanes: PyTree
-    over: tuple[dict[str, PyTree], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lengths of the axes."""
-        return tuple(map(length, self.over))
-
-    @property
-    def value(self) -> PyTree:
-        """The results, each array of shape (*shape, ...)."""
-        shape = self.shape
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (*shape, *x.shape[len(shape) :])), self.lanes
-        )
-
-    def scores(self, by: str | Callable[[PyTree], Any] | None = None) -> np.ndarray:
-        """One number a run, the smaller the better; infinite where it is not finite.
-
-        Args:
-          by: what to score: a key or field of the results, a function of them, or None where they
-            are one array. Of a curve, an array with one more axis, its last entry counts.
-
-        Returns:
-          float64 of the sweep's shape.
-        """
-        value = np.asarray(_chosen(self.value, by), np.float64)
-        shape = self.shape
-        if value.ndim == len(shape) + 1:
-            value = value[..., -1]
-        if value.shape != shape:
-            raise ValueError(
-                f"the score by {by!r} is of shape {value.shape}, expected {shape}: one number a "
-                "run, or a curve of them"
-            )
-        return np.where(np.isfinite(value), value, np.inf)
-
-    def ranked(
-        self, by: str | Callable[[PyTree], Any] | None = None, *, mean_over: str | None = None
-    ) -> list[Ranked]:
-        """The settings, best first; a setting one of whose runs diverged comes after all others.
-
-        Args:
-          by: as in `scores`.
-          mean_over: the name of an axis whose runs are repetitions of one setting: "key".
-        """
-        scores, axis = self.scores(by), self._axis(mean_over)
-        names = [i for i in range(len(self.shape)) if i != axis]
-        table = np.moveaxis(scores, axis, -1) if axis is not None else scores[..., None]
-        # numbers on the host: to read one of a device's takes a tenth of a millisecond
-        over = [
-            {k: np.asarray(v) if is_number(v) else v for k, v in axis.items()} for axis in self.over
-        ]
-        ranks = []
-        for index in np.ndindex(table.shape[:-1]):
-            runs = table[index]
-            diverged = int(np.sum(np.isinf(runs)))
-            spread = float(np.std(runs, ddof=1)) if len(runs) > 1 and not diverged else 0.0
-            spread = math.nan if diverged else spread
-            point: dict[str, Any] = {}
-            for i, place in zip(names, index, strict=True):
-                point |= {name: entry(v, place) for name, v in over[i].items()}
-            ranks.append(Ranked(point, float(runs.mean()), spread, diverged, index))
-        return sorted(ranks, key=lambda entry: (entry.diverged > 0, entry.diverged, entry.score))
-
-    def best(
-        self, by: str | Callable[[PyTree], Any] | None = None, *, mean_over: str | None = None
-    ) -> Ranked:
-        """The setting with the least score, or mean of scores over an axis.
-
-        Raises:
-          ValueError: in every setting a run diverged.
-
-        >>> result = jaxsgd.sweep(lambda rate, key: (rate - 0.3) ** 2, over={
-        ...     "rate": [0.1, 0.2, 0.5], "key": jax.random.split(jax.random.key(0), 4)})
-        >>> round(result.best(mean_over="key").point["rate"], 3)
-        0.2
-        """
-        best = self.ranked(by, mean_over=mean_over)[0]
-        if best.diverged:
-            raise ValueError("in every setting of the sweep a run diverged: there is no best one")
-        return best
-
-    def to_frame(self) -> Any:
-        """A pandas table with a row a run: its values, and the results that are one number a run.
-
-        A value that is no number, such as a key, is told by its place on its axis. `diverged` is
-        true where any float of the run's results is not finite.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install 'jaxsgd[cli]'") from error
-        shape, columns = self.shape, {}
-        places = np.indices(shape).reshape(len(shape), -1)
-        for place, axis in zip(places, self.over, strict=True):
-            for name, values in axis.items():
-                columns[name] = np.asarray(values)[place] if is_number(values) else place
-        diverged = np.zeros(shape, bool)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.value):
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-                continue
-            flat = np.asarray(leaf).reshape(*shape, -1)
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                diverged |= ~np.isfinite(flat.astype(np.float32)).all(axis=-1)
-            if leaf.shape == shape:
-                name = _name(path) or "value"
-                columns[f"result.{name}" if name in columns else name] = flat.ravel()
-        return pandas.DataFrame(columns | {"diverged": diverged.ravel()})
-
-    def _axis(self, name: str | None) -> int | None:
-        if name is None:
-            return None
-        for i, axis in enumerate(self.over):
-            if name in axis:
-                return i
-        known = ", ".join(name for axis in self.over for name in axis)
-        raise ValueError(f"mean_over is {name!r}, expected a name that the sweep is over: {known}")
+from jaxsgd.swept import Sweep
 
 
 def sweep(
@@ -216,10 +68,9 @@ def sweep(
     """
     points = as_axes(over)
     shape = tuple(map(length, points))
-    for i, arg in enumerate(args):
-        if isinstance(arg, Sweep) and arg.shape != shape:
-            raise ValueError(f"argument {i} is a Sweep of shape {arg.shape}, expected {shape}")
     own = [isinstance(arg, Sweep) for arg in args]
+    for i, arg in enumerate(args):
+        _check_argument(i, arg, points)
     values = tuple(arg.lanes if isinstance(arg, Sweep) else arg for arg in args)
     call, axes = as_arguments(((as_callable(fn, "fn"), values), points))
     of_leaves = (
@@ -231,49 +82,90 @@ def sweep(
     )
     plan = Plan(tuple(jax.tree.leaves(of_leaves)), order(points))
     if mesh is not None:
-        plan, call, axes = _on_mesh(plan, call, axes, shape, mesh)
+        plan, call, axes = _on_mesh(plan, call, axes, args, shape, mesh)
     block = _block(call, axes, plan, shape, chunk, progress)
     if block == shape:
         return Sweep(all_lanes(call, axes, plan=plan), points)
     starts = [[*range(0, n - b, b), n - b] for n, b in zip(shape, block, strict=True)]
-    lanes = room(call, axes, plan=plan)
+    lanes = beside(room(call, axes, plan=plan), () if mesh is not None else call)
     for start in counted([*product(*starts)], progress, "chunk"):
         at = jax.device_put(np.array(start, np.int32))
         lanes = fill(lanes, at, call, axes, plan=plan, block=block)
     return Sweep(lanes, points)
 
 
+def _check_argument(i: int, arg: Any, points: Sequence[dict[str, PyTree]]) -> None:
+    """Refuse what no run can be given."""
+    is_sweep = lambda x: isinstance(x, Sweep)  # noqa: E731
+    if is_sweep(arg):
+        told, expected = (
+            [(list(axis), length(axis)) for axis in axes] for axes in (arg.over, points)
+        )
+        if told != expected:
+            raise ValueError(
+                f"argument {i} is a Sweep over {_axes_told(told)}, expected one over "
+                f"{_axes_told(expected)}"
+            )
+        return
+    for leaf in jax.tree.leaves(arg, is_leaf=is_sweep):
+        if is_sweep(leaf):
+            raise TypeError(
+                f"argument {i} holds a Sweep among other things, expected it as an argument of its "
+                "own: then each run is given its part"
+            )
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+            hint = "; rows that stay on the host cannot be read by a compiled run"
+            raise TypeError(
+                f"argument {i} of sweep holds {leaf!r}, expected arrays"
+                + hint * hasattr(leaf, "row_shapes")
+            )
+
+
+def _axes_told(axes: Any) -> str:
+    return " x ".join(f"{size} of {' and '.join(names)}" for names, size in axes)
+
+
 def _on_mesh(
-    plan: Plan, call: PyTree, axes: Any, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+    plan: Plan, call: PyTree, axes: Any, args: Any, shape: tuple[int, ...], mesh: Mesh
 ) -> tuple[Plan, PyTree, Any]:
     """The plan and the arguments, placed on a mesh with an axis for the runs."""
     if RUNS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {RUNS!r}")
-    mesh = auto(mesh)
-    devices = mesh.shape[RUNS]
+    mesh, devices = auto(mesh), mesh.shape[RUNS]
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise ValueError(
+            "sweep's mesh has devices of other processes, expected this one's alone: give each "
+            "process its part of the points, and a mesh of its jax.local_devices()"
+        )
+    for rows in jax.tree.leaves(args, is_leaf=lambda x: isinstance(x, MeshRows)):
+        if isinstance(rows, MeshRows) and rows.mesh != mesh:
+            raise ValueError(
+                f"the rows lie on a mesh of {dict(rows.mesh.shape)}, but the sweep's is of "
+                f"{dict(mesh.shape)}, expected one mesh with the axes {RUNS!r} and {rows.axis!r}"
+            )
     fitting = [i for i in plan.order if shape[i] % devices == 0]
     if not fitting:
         raise ValueError(
             f"the axes of the sweep have lengths {shape}, expected one that is a multiple of the "
             f"mesh's {devices} devices for {RUNS!r}"
         )
-    spread = fitting[0]
+    plan = plan._replace(mesh=mesh, spread=fitting[0])
     leaves, structure = jax.tree.flatten(call)
 
-    def spec(x: jax.Array, is_own: bool) -> PartitionSpec:
-        if is_own:
-            return PartitionSpec(*[None] * spread, RUNS) if x.shape[spread] > 1 else PartitionSpec()
-        here = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
-        return x.sharding.spec if here else PartitionSpec()  # type: ignore[attr-defined]
+    def put(x: Any, is_own: bool) -> jax.Array:
+        spec = of_runs(plan, is_own and x.shape[plan.spread] > 1)
+        if not is_own and not isinstance(x, jax.core.Tracer):
+            here = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+            spec = x.sharding.spec if here else spec  # rows of `MeshRows` stay where they are
+        return jax.device_put(x, NamedSharding(mesh, spec))
 
-    specs = tuple(map(spec, leaves, plan.own))
-    leaves = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(leaves, specs, strict=True)]
+    call = jax.tree.unflatten(structure, map(put, leaves, plan.own))
+    its = [PartitionSpec(RUNS) if i == plan.spread else PartitionSpec() for i in range(len(axes))]
     axes = tuple(
-        jax.device_put(axis, NamedSharding(mesh, PartitionSpec(*[RUNS] * (i == spread))))
-        for i, axis in enumerate(axes)
+        jax.device_put(axis, NamedSharding(mesh, spec))
+        for axis, spec in zip(axes, its, strict=True)
     )
-    plan = plan._replace(mesh=mesh, spread=spread, specs=specs)
-    return plan, jax.tree.unflatten(structure, leaves), axes
+    return plan, call, axes
 
 
 def _block(
@@ -282,12 +174,11 @@ def _block(
     """How many points of each axis to take at a time."""
     runs, devices = math.prod(shape), 1 if plan.mesh is None else plan.mesh.shape[RUNS]
     if chunk is None:
-        device = jax.devices()[0] if plan.mesh is None else plan.mesh.devices.flat[0]
-        program = all_lanes.trace(call, axes, plan=plan).jaxpr
-        need, half = memory.peak(program), memory.available(device) / 2
+        program = all_lanes.trace(call, axes, plan=plan).jaxpr.jaxpr
+        need, half = memory.peak(program), memory.available(_device(call)) / 2
         chunk = runs
         if need > half:
-            results = memory.size(program.out_avals)
+            results = memory.size(v.aval for v in program.outvars)
             chunk = max(1, int(runs * max(half - results, 0) / need))
             if progress:
                 print(
@@ -296,7 +187,10 @@ def _block(
                     f"{results / 1e9:.3g} GB): at most {chunk:,} at a time",
                     file=sys.stderr,
                 )
-    chunk = checks.integer(chunk, "chunk", 1)
+        chunk = max(chunk, devices)
+    chunk = checks.integer(
+        chunk, f"chunk on {devices} devices" if devices > 1 else "chunk", devices
+    )
     block = list(shape)
     for i in plan.order:
         if math.prod(block) > chunk:
@@ -307,20 +201,9 @@ def _block(
     return tuple(block)
 
 
-def _chosen(value: PyTree, by: Any) -> Any:
-    if callable(by):
-        return by(value)
-    if by is None:
-        if isinstance(value, jax.Array):
-            return value
-        known = ", ".join(_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(value))
-        raise ValueError(f"the results hold several arrays, expected by= one of them: {known}")
-    if isinstance(value, Mapping) and by in value:
-        return value[by]
-    if hasattr(value, by):
-        return getattr(value, by)
-    raise ValueError(f"by is {by!r}, which the results of type {type(value).__name__} do not hold")
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+def _device(tree: PyTree) -> Any:
+    """The device that arrays were placed on by hand, or the one that JAX takes."""
+    for x in jax.tree.leaves(tree):
+        if not isinstance(x, jax.core.Tracer) and x.committed:
+            return min(x.sharding.addressable_devices, key=lambda device: device.id)
+    return jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]

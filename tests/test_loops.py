@@ -229,7 +229,7 @@ def test_hypergradients_agree_with_finite_differences_in_bounded_memory():
     assert held_bytes["forward"] < held_bytes["reverse"] / 50
 
 
-def test_remat_changes_no_bit_of_a_run():
+def test_remat_gives_the_same_run():
     solver, _ = table.all_solvers()["momentum"]
     state, data = table.start(solver, None)
     plain = jaxsgd.run(solver, state, data, 14, every=2)

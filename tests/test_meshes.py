@@ -148,7 +148,8 @@ def test_runs_are_spread_over_a_mesh_and_each_over_another_axis(problem, monkeyp
     monkeypatch.setattr(jaxsgd.sweeps, "all_lanes", all_lanes)
     one = jaxsgd.sweep(train, jaxsgd.MeshRows(data, mesh(1)), params, over=OVER)
     both = mesh(2, 4, names=("runs", "data"))
-    rows = jaxsgd.MeshRows(data, both)
+    data_of = lambda mesh: jaxsgd.MeshRows(data, mesh)  # noqa: E731
+    rows = data_of(both)
     split = jaxsgd.sweep(train, rows, params, over=OVER, mesh=both)
     chex.assert_trees_all_close(split.value, one.value, rtol=2e-5)
     moved = collectives(compiled[-1])
@@ -199,16 +200,34 @@ def test_what_does_not_fit_a_mesh_is_refused_in_a_sentence(problem, ragged):
          r"sampler is WithReplacement.* expected Shuffled\(batch_size\) on MeshRows"),
         (lambda: trained(table.loss, rows, params, sampler=jaxsgd.Sharded(16, 4)), TypeError, "shards=8"),
         (lambda: trained(table.loss, uneven, params, sampler=jaxsgd.Shuffled(8)), ValueError,
-         "would find a shard empty at some step, expected a batch size from 16"),
+         "would find a shard empty at some step, expected a batch size of at least 16"),
         (lambda: trained(table.loss, rows, params, sampler=jaxsgd.Shuffled(20)), ValueError,
          "batch_size is 20, expected a multiple of its 8 shards"),
-        (lambda: trained(batch, rows, params), TypeError, "the loss is a BatchLoss, which needs the whole"),
-        (lambda: trained(stateful, rows, params, jnp.zeros(())), TypeError, "is a stateful RowsLoss"),
+        (lambda: jaxsgd.Sharded(64, size=48), ValueError, "of data with 48 rows is 64, expected 1 to 48"),
+        (lambda: trained(batch, rows, params), TypeError, "expected one that is a sum over rows"),
+        (lambda: trained(stateful, rows, params, jnp.zeros(())), TypeError, "expected one that is a sum over rows"),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             call()
+
+    @jaxsgd.part
+    class Clipped:  # of its batch: no sum
+        init, value = property(lambda self: inner.init), property(lambda self: inner.value)
+
+        def update(self, *args):
+            return inner.update(*args)
+
+    inner = jaxsgd.Minibatch(table.loss)
+    with pytest.raises(
+        TypeError, match=r"gradient is .*Clipped.* expected one that is a sum over rows"
+    ):
+        trained(Clipped(), rows, params)
     solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(16), jaxsgd.SGD(0.1))
     state = solver.init(params, rows, key=jax.random.key(0))
+    with pytest.raises(
+        ValueError, match="a batch has 12 slots, expected a multiple of the 8 shards"
+    ):
+        solver.step_at(state, rows, jaxsgd.Batch(jnp.arange(12), jnp.full(12, 1 / 12)))
     backwards = jaxsgd.Batch(
         jnp.arange(16)[::-1], jnp.full(16, 1 / 16)
     )  # not drawn from the shards

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsgd.plots.curves import axes
 from jaxsgd.plots.surfaces import shades
+from jaxsgd.points import axis_of, is_number
 
 
 def sweep(
@@ -50,9 +50,8 @@ def sweep(
     ('rate', [0.04, 0.01, 0.01])
     """
     scores, names = np.asarray(result.scores(by), float), [*map(list, result.over)]
-    repeats = [i for i, of_axis in enumerate(names) if mean_over in of_axis]
-    if mean_over is not None and not repeats:
-        raise ValueError(f"mean_over is {mean_over!r}, expected a name that the sweep is over")
+    repeated = axis_of(result.over, mean_over)
+    repeats = [] if repeated is None else [repeated]
     left = [i for i in range(len(names)) if i not in repeats]
     if kind not in (None, "heat", "curves"):
         raise ValueError(f"kind is {kind!r}, expected 'heat', 'curves' or None")
@@ -89,7 +88,7 @@ class _Axis(NamedTuple):
 
 def _axis(named: Mapping[str, Any]) -> _Axis:
     """An axis by the first of its names that holds numbers."""
-    numbers = {name: values for name, values in named.items() if _holds_numbers(values)}
+    numbers = {name: values for name, values in named.items() if is_number(values)}
     name = next(iter(numbers or named))
     others = [other.replace("_", " ") for other in named if other != name]
     label = name.replace("_", " ") + (f" (with {', '.join(others)})" if others else "")
@@ -99,11 +98,6 @@ def _axis(named: Mapping[str, Any]) -> _Axis:
     values = np.asarray(numbers[name]).astype(float)
     order = np.argsort(values, kind="stable")
     return _Axis(label, values[order], order, False)
-
-
-def _holds_numbers(values: Any) -> bool:
-    is_array = isinstance(values, jax.Array | np.ndarray) and values.ndim == 1
-    return is_array and not jnp.issubdtype(values.dtype, jax.dtypes.extended)
 
 
 def _curves(
