@@ -87,7 +87,7 @@ def _run(
     *,
     windows: int,
     every: int,
-    remat: bool,
+    remat: bool = False,
 ) -> tuple[State, PyTree]:
     scan = partial(scan_steps, windows=windows, every=every, remat=remat)
     if record is not None:
