@@ -42,18 +42,6 @@ def room(call: Any, axes: Any, *, plan: Plan) -> PyTree:
     return _settled(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
 
 
-def _settled(lanes: PyTree, plan: Plan) -> PyTree:
-    """Lanes in their places on the mesh, the same before a chunk and after it."""
-    if plan.mesh is None:
-        return lanes
-
-    def settle(x: jax.Array) -> jax.Array:
-        place = NamedSharding(plan.mesh, of_runs(plan, x.shape[plan.spread] > 1))
-        return lax.with_sharding_constraint(x, place)
-
-    return jax.tree.map(settle, lanes)
-
-
 @partial(jax.jit, static_argnames=("plan", "block"), donate_argnums=0)
 def fill(
     lanes: PyTree, start: jax.Array, call: Any, axes: Any, *, plan: Plan, block: tuple[int, ...]
@@ -72,9 +60,20 @@ def fill(
         leaves = [cut(x, i) if own else x for x, own in zip(leaves, plan.own, strict=True)]
     along = lambda x, i: lax.dynamic_slice_in_dim(x, start[i], block[i])  # noqa: E731
     axes = tuple(jax.tree.map(partial(along, i=i), axis) for i, axis in enumerate(axes))
-    return jax.tree.map(
-        partial(by_words, put), lanes, _lanes(jax.tree.unflatten(structure, leaves), axes, plan)
-    )
+    new = _lanes(jax.tree.unflatten(structure, leaves), axes, plan)
+    return _settled(jax.tree.map(partial(by_words, put), lanes, new), plan)
+
+
+def _settled(lanes: PyTree, plan: Plan) -> PyTree:
+    """Lanes in their places on the mesh, the same before a chunk and after it."""
+    if plan.mesh is None:
+        return lanes
+
+    def settle(x: jax.Array) -> jax.Array:
+        place = NamedSharding(plan.mesh, of_runs(plan, x.shape[plan.spread] > 1))
+        return lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(settle, lanes)
 
 
 def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:

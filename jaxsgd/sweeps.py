@@ -36,7 +36,7 @@ def sweep(
       fn: a pure function to any pytree of arrays: `solver.init`, `run`, `evaluate`. Told apart by
         its identity, so define it once; sizes (steps, batch size, units) belong into it.
       args: what all runs are given: data, initial parameters. Passed, so another array compiles
-        nothing. A `Sweep` over axes of the same lengths gives each run its own part.
+        nothing. A `Sweep` over axes of the same names and lengths gives each run its own part.
       over: by the names of `fn`'s arguments, their values: a list of numbers, an array or pytree
         with a leading axis, keys. Each entry of a dict is an axis (the product of all); in a list
         of dicts, each dict is one axis, whose entries go together.
@@ -68,19 +68,14 @@ def sweep(
     """
     points = as_axes(over)
     shape = tuple(map(length, points))
-    own = [isinstance(arg, Sweep) for arg in args]
     for i, arg in enumerate(args):
         _check_argument(i, arg, points)
     values = tuple(arg.lanes if isinstance(arg, Sweep) else arg for arg in args)
     call, axes = as_arguments(((as_callable(fn, "fn"), values), points))
-    of_leaves = (
-        jax.tree.map(lambda x: False, call[0]),
-        [
-            jax.tree.map(lambda x, is_own=is_own: is_own, value)
-            for value, is_own in zip(values, own, strict=True)
-        ],
-    )
-    plan = Plan(tuple(jax.tree.leaves(of_leaves)), order(points))
+    own = [False] * len(jax.tree.leaves(call[0]))
+    for arg, value in zip(args, values, strict=True):
+        own += [isinstance(arg, Sweep)] * len(jax.tree.leaves(value))
+    plan = Plan(tuple(own), order(points))
     if mesh is not None:
         plan, call, axes = _on_mesh(plan, call, axes, args, shape, mesh)
     block = _block(call, axes, plan, shape, chunk, progress)

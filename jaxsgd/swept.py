@@ -25,9 +25,10 @@ class Ranked(NamedTuple):
 class Sweep:
     """What `sweep` returns: the results of all runs, labelled by their axes.
 
-    A pytree, and an argument of another `sweep` over axes of the same lengths, which hands each run
-    its own part: that is how states go on. What an axis does not touch (the sampler's state, where
-    rates differ) is kept once, and lanes that shared their rows go on sharing them.
+    A pytree, and an argument of another `sweep` over axes of the same names and lengths, which
+    hands each run its own part: that is how states go on. What an axis does not touch (the
+    sampler's state, where rates differ) is kept once, and lanes that shared their rows go on
+    sharing them.
 
     Attributes:
       lanes: the results; each array has one leading axis for each axis of the sweep, of length 1
