@@ -151,6 +151,11 @@ def _number(path: Path) -> int:
 def own_folder(path: Any) -> Path:
     """The folder's absolute path. Refused if others keep things there: `save` deletes in it."""
     _orbax()
+    if jax.process_count() > 1:
+        raise NotImplementedError(
+            f"checkpoints are of one process, but this is one of {jax.process_count()}: save what "
+            "jax.experimental.multihost_utils.process_allgather gathers, outside of jax.distributed"
+        )
     if "://" in str(path):
         raise ValueError(f"{path} is a URL, expected a folder of this machine")
     folder = Path(path).absolute()

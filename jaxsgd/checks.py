@@ -18,7 +18,10 @@ MAX_SIZE = 2**31 - 1  # row indices are int32
 def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
     """`value` as a Python int in `least..most`."""
     if isinstance(value, bool | np.bool_ | jax.core.Tracer):
-        raise TypeError(f"{name} is {value!r}, expected a Python int: it shapes the program")
+        raise TypeError(
+            f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
+            "that is traced (by jit, vmap, sweep) it is written down, no argument"
+        )
     try:
         result = operator.index(value)
     except TypeError:

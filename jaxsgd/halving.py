@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsgd import checks
 from jaxsgd.pairs import PyTree, as_callable, by_words, part, static
-from jaxsgd.points import as_axes, axis_of, entry, length
+from jaxsgd.points import as_axes, entry, length, repeated
 from jaxsgd.sweeps import sweep
 from jaxsgd.swept import Ranked, Sweep
 
@@ -23,15 +23,19 @@ class Rung(NamedTuple):
 
 
 class Halved(NamedTuple):
-    """What `halving` returns."""
+    """What `halving` returns.
 
-    best: Ranked  # the winner; `place` is its number among the settings
-    state: PyTree  # the winner's, to go on from; with a leading axis where runs were averaged
+    `best`: the winner, whose `place` is its number among the settings. `state`: the winner's, to go
+    on from, with leading axes where runs were averaged. `rungs`: what each rung saw.
+    """
+
+    best: Ranked
+    state: PyTree
     rungs: tuple[Rung, ...]
 
     @property
     def work(self) -> int:
-        """Steps taken by all settings together (times the runs of each)."""
+        """Steps taken by all settings together; each of the runs that are averaged takes them."""
         before = [0, *(rung.steps for rung in self.rungs)]
         return sum(
             len(rung.settings) * (rung.steps - begin)
@@ -46,7 +50,7 @@ def halving(
     over: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     steps: int,
     factor: int = 2,
-    mean_over: str | None = None,
+    mean_over: str | Sequence[str] | None = None,
     chunk: int | None = None,
 ) -> Halved:
     """Find the best of n settings by dropping all but the best `1 / factor` again and again.
@@ -68,7 +72,7 @@ def halving(
       steps: how many the winner takes, at least one for each rung.
       factor: how many times fewer settings each rung has.
       mean_over: the name of an axis whose runs are repetitions of one setting, compared by their
-        mean: "key". All of its runs go on.
+        mean: "key", or the names of several. All of its runs go on.
       chunk: as in `sweep`.
 
     Returns:
@@ -87,9 +91,9 @@ def halving(
     ({'learning_rate': 0.3}, [4, 2], 16)
     """
     axes = as_axes(over)
-    repeated = axis_of(axes, mean_over)
-    kept = [] if repeated is None else [axes[repeated]]
-    settings = _flat([axis for i, axis in enumerate(axes) if i != repeated])
+    repeats = repeated(axes, mean_over)
+    kept = [axes[i] for i in repeats]
+    settings = _flat([axis for i, axis in enumerate(axes) if i not in repeats])
     n = length(settings) if settings else 1
     if n < 2:
         raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
@@ -110,7 +114,7 @@ def halving(
         if not isinstance(result.lanes, tuple) or len(result.lanes) != 2:
             kind = type(result.lanes).__name__
             raise TypeError(f"run returned a {kind}, expected (state, score)")
-        scores = Sweep(result.lanes[1], result.over).scores().reshape(len(numbers), -1)
+        scores = result[1].scores().reshape(len(numbers), -1)
         rungs.append(Rung(end, numbers, scores.mean(axis=1)))
         order = np.argsort(rungs[-1].scores, kind="stable")
         keep = np.sort(order[: -(-len(numbers) // factor) if end < steps else 1])

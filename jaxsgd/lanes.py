@@ -91,6 +91,8 @@ def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:
         fn, args = jax.tree.unflatten(structure, leaves)
         point = {name: value for axis in axes for name, value in axis.items()}
         results, told = jax.tree.flatten(fn(*args, **point))
+        if not results:
+            raise TypeError(f"{fn!r} returned no array, expected some, such as a loss")
         form[:] = [told]
         return [jnp.asarray(x) for x in results]
 

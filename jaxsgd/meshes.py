@@ -64,6 +64,8 @@ class MeshRows:
     size: int | None = static(default=None)
 
     def __post_init__(self) -> None:
+        if hasattr(self.arrays, "row_shapes"):
+            raise TypeError(f"MeshRows's arrays are {self.arrays!r}, expected arrays")
         given = checks.rows(self.arrays)
         size = given if self.size is None else checks.integer(self.size, "MeshRows's size", 1)
         shards = _checked(self.mesh, self.axis, self.shards, size)
@@ -73,7 +75,8 @@ class MeshRows:
         if given != counts[own].sum():
             raise ValueError(
                 f"process {jax.process_index()} gave MeshRows {given} rows, expected "
-                f"{counts[own].sum()} of {size}: those of jaxsgd.process_rows({size}, mesh)"
+                f"{counts[own].sum()} of size={size}: where each process gives its own rows, size= "
+                "is that of all, and jaxsgd.process_rows(size, mesh) tells which"
             )
         place = NamedSharding(self.mesh, P(self.axis))
 
@@ -85,6 +88,10 @@ class MeshRows:
             return jax.make_array_from_process_local_data(place, np.asarray(local), shape)
 
         object.__setattr__(self, "arrays", jax.tree.map(put, self.arrays))
+
+    def __repr__(self) -> str:
+        rows = jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", self.row_shapes)
+        return f"MeshRows of {rows} in {self.shards} shards on {dict(self.mesh.shape)}"
 
     @property
     def row_shapes(self) -> PyTree:
@@ -169,8 +176,8 @@ def sampler_for(sampler: Any, data: PyTree, size: int) -> Any:
         sampler = Sharded(sampler.batch_size, data.shards, sampler.size)
     if not isinstance(sampler, Sharded) or sampler.shards != data.shards:
         raise TypeError(
-            f"the solver's sampler is {sampler}, expected Shuffled(batch_size) on MeshRows, which "
-            f"becomes Sharded(batch_size, shards={data.shards})"
+            f"the solver's sampler is {sampler}, expected Shuffled(batch_size) without drop_last "
+            f"on MeshRows, which becomes Sharded(batch_size, shards={data.shards})"
         )
     return for_rows(sampler, size)
 

@@ -40,7 +40,7 @@ def _values(name: str, values: Any) -> PyTree:
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
             raise TypeError(
                 f"over[{name!r}] holds {leaf!r}, expected a list of numbers, or arrays whose "
-                "leading axis counts the values"
+                "leading axis counts the values: jax.random.split(key, 8), or stacked by jnp.stack"
             )
         if isinstance(leaf, np.ndarray):
             checks.no_text(leaf, f"over[{name!r}]")
@@ -58,17 +58,20 @@ def length(axis: dict[str, PyTree]) -> int:
     return found.pop()
 
 
-def axis_of(axes: Sequence[dict[str, PyTree]], name: str | None) -> int | None:
-    """The axis on which a name is; None for none.
+def repeated(axes: Sequence[dict[str, PyTree]], mean_over: Any) -> list[int]:
+    """The axes that a name, several names or None of `mean_over` are on.
 
     Raises:
-      ValueError: no axis has it.
+      ValueError: no axis has a name.
     """
-    found = [i for i, axis in enumerate(axes) if name in axis]
-    if name is not None and not found:
-        known = ", ".join(name for axis in axes for name in axis)
-        raise ValueError(f"mean_over is {name!r}, expected a name that the sweep is over: {known}")
-    return found[0] if found else None
+    names = [] if mean_over is None else [mean_over] if isinstance(mean_over, str) else mean_over
+    for name in names:
+        if not any(name in axis for axis in axes):
+            known = ", ".join(name for axis in axes for name in axis)
+            raise ValueError(
+                f"mean_over is {name!r}, expected names that the sweep is over: {known}"
+            )
+    return [i for i, axis in enumerate(axes) if any(name in axis for name in names)]
 
 
 def order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ def sweep(
     lanes = beside(room(call, axes, plan=plan), () if mesh is not None else call)
     for start in counted([*product(*starts)], progress, "chunk"):
         at = jax.device_put(np.array(start, np.int32))
-        lanes = fill(lanes, at, call, axes, plan=plan, block=block)
+        lanes = jax.block_until_ready(fill(lanes, at, call, axes, plan=plan, block=block))
     return Sweep(lanes, points)
 
 

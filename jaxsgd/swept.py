@@ -1,6 +1,6 @@
 """What a sweep found: the results of its runs, labelled by their axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsgd.pairs import PyTree, part
-from jaxsgd.points import axis_of, entry, is_number, length
+from jaxsgd.points import entry, is_number, length, repeated
 
 
 class Ranked(NamedTuple):
-    """A setting of a sweep, and how well it did."""
+    """A setting of a sweep, and how well it did.
 
-    point: dict[str, Any]  # its values by name, without those that were averaged over
-    score: float  # the mean over the runs of this setting; infinite where one diverged
-    spread: float  # their standard deviation (of a sample); 0 of one run
-    diverged: int  # how many of them ended in no finite number
-    place: tuple[int, ...]  # its index on each axis that was not averaged over
+    `point`: its values by name, without those that were averaged over. `score`: the mean over its
+    runs, infinite where one diverged. `spread`: their standard deviation (of a sample), 0 of one
+    run. `diverged`: how many of its runs had a score that was not finite. `place`: its index on
+    each axis that was not averaged over; with those last, `result.value[place]` is what it found.
+    """
+
+    point: dict[str, Any]
+    score: float
+    spread: float
+    diverged: int
+    place: tuple[int, ...]
 
 
 @part
@@ -34,10 +40,12 @@ class Sweep:
       lanes: the results; each array has one leading axis for each axis of the sweep, of length 1
         where it does not depend on it.
       over: for each axis, its values by name.
+      shape: the lengths of the axes.
+      value: the results with all axes at their lengths.
 
     >>> result = jaxsgd.sweep(lambda x, rate: x * rate, jnp.array(2.0), over={"rate": [0.5, 1.0]})
-    >>> result.shape, result.value.tolist()
-    ((2,), [1.0, 2.0])
+    >>> result, result.value.tolist()
+    (Sweep(2 of rate; value: float32[]), [1.0, 2.0])
     """
 
     lanes: PyTree
@@ -52,6 +60,18 @@ class Sweep:
     def value(self) -> PyTree:
         """The results, each array of shape (*shape, ...)."""
         return _shown(self.lanes, self.shape)
+
+    def __getitem__(self, name: Any) -> "Sweep":
+        """One of the results, where they are a tuple or dict: `result["params"]`, `result[0]`."""
+        return Sweep(self.lanes[name], self.over)
+
+    def __repr__(self) -> str:
+        axes = " x ".join(f"{length(axis)} of {' and '.join(axis)}" for axis in self.over)
+        found = (
+            f"{name or 'value'}: {x.dtype}{list(x.shape[len(self.shape) :])}"
+            for name, x in _leaves(self.lanes).items()
+        )
+        return f"Sweep({axes}; {', '.join(found)})"
 
     def scores(self, by: str | Callable[[PyTree], Any] | None = None) -> np.ndarray:
         """One number a run, the smaller the better; infinite where it is not finite.
@@ -81,19 +101,21 @@ class Sweep:
         self,
         by: str | Callable[[PyTree], Any] | None = None,
         *,
-        mean_over: str | None = None,
+        mean_over: str | Sequence[str] | None = None,
         most: int | None = None,
     ) -> list[Ranked]:
         """The settings, best first; a setting one of whose runs diverged comes after all others.
 
         Args:
           by: as in `scores`.
-          mean_over: the name of an axis whose runs are repetitions of one setting: "key".
+          mean_over: the name of an axis whose runs are repetitions of one setting, "key", or the
+            names of several, ("fold", "key").
           most: only so many of them.
         """
-        scores, axis = self.scores(by), axis_of(self.over, mean_over)
-        others = [i for i in range(len(self.shape)) if i != axis]
-        runs = scores[..., None] if axis is None else np.moveaxis(scores, axis, -1)
+        scores, repeats = self.scores(by), repeated(self.over, mean_over)
+        others = [i for i in range(len(self.shape)) if i not in repeats]
+        runs = np.transpose(scores, (*others, *repeats))
+        runs = runs.reshape(*[scores.shape[i] for i in others], -1)
         diverged, means = np.isinf(runs).sum(-1), runs.mean(-1)
         with np.errstate(invalid="ignore"):  # of infinite runs there is none
             spreads = runs.std(-1, ddof=1) if runs.shape[-1] > 1 else 0 * means
@@ -116,7 +138,10 @@ class Sweep:
         return [told(flat) for flat in np.lexsort((means.ravel(), diverged.ravel()))[:most]]
 
     def best(
-        self, by: str | Callable[[PyTree], Any] | None = None, *, mean_over: str | None = None
+        self,
+        by: str | Callable[[PyTree], Any] | None = None,
+        *,
+        mean_over: str | Sequence[str] | None = None,
     ) -> Ranked:
         """The setting with the least score, or mean of scores over an axis.
 

@@ -183,10 +183,10 @@ def test_what_does_not_fit_a_mesh_is_refused_in_a_sentence(problem, ragged):
     for call, error, message in [
         (lambda: jaxsgd.MeshRows(data, mesh(3)), ValueError, "shards are 8, expected a multiple of the 3"),
         (lambda: jaxsgd.MeshRows(data, mesh(2), "rows"), ValueError, "expected one named 'rows'"),
-        (lambda: jaxsgd.MeshRows(data, mesh(2), size=50), ValueError, "gave MeshRows 48 rows, expected 50"),
+        (lambda: jaxsgd.MeshRows(data, mesh(2), size=50), ValueError, "gave MeshRows 48 rows, expected 50 of size=50"),
         (lambda: jaxsgd.MeshRows(jnp.ones(7), mesh(2)), ValueError, "7 rows, expected at least one a shard"),
         (lambda: trained(table.loss, rows, params, sampler=jaxsgd.WithReplacement(16)), TypeError,
-         r"sampler is WithReplacement.* expected Shuffled\(batch_size\) on MeshRows"),
+         r"sampler is WithReplacement.* expected Shuffled\(batch_size\) without drop_last on MeshRows"),
         (lambda: trained(table.loss, rows, params, sampler=jaxsgd.Sharded(16, 4)), TypeError, "shards=8"),
         (lambda: trained(table.loss, uneven, params, sampler=jaxsgd.Shuffled(8)), ValueError,
          "would find a shard empty at some step, expected a batch size of at least 16"),

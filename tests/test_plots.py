@@ -156,7 +156,7 @@ def test_a_sweep_that_cannot_be_drawn_is_refused():
     result = scored(np.ones((2, 2, 4)), a=jnp.ones(2), b=jnp.ones(2), key=KEYS)
     for options, told in [
         ({}, "beside mean_over=None, are a, b, key; expected one or two"),
-        ({"mean_over": "keys"}, "mean_over is 'keys', expected a name"),
+        ({"mean_over": "keys"}, "mean_over is 'keys', expected names"),
         ({"mean_over": "key", "kind": "bars"}, "kind is 'bars', expected 'heat', 'curves' or None"),
     ]:
         with pytest.raises(ValueError, match=told):

@@ -121,7 +121,7 @@ def test_states_go_on_and_share_what_no_axis_touches(problem, tmp_path):
     assert state.sampler.step.shape == state.step.shape == (1, 1)
     assert state.params["bias"].shape == (1, 1)  # all start alike
     middle = jaxsgd.sweep(go_on, started, problem[0], over=OVER)
-    again = jaxsgd.Sweep(middle.lanes[0], middle.over)
+    again = middle[0]
     jaxsgd.save(tmp_path / "sweep", again)
     again = jaxsgd.restore(tmp_path / "sweep", again)
     end = jaxsgd.sweep(go_on, again, problem[0], over=OVER)
@@ -228,6 +228,17 @@ def test_results_are_told_and_diverged_runs_never_win():
         "b": [1, 2],
         "diverged": [False] * 2,
     }
+    folds = jaxsgd.sweep(
+        lambda a, b, c: a + b * c, over={"b": [0.0, 3.0], "a": [2.0, 1.0], "c": [1.0, 3.0]}
+    )
+    assert folds.best(mean_over=("c", "b")) == (
+        {"a": 1.0},
+        4.0,
+        pytest.approx(4.2426, rel=1e-4),
+        0,
+        (1,),
+    )
+    assert repr(folds) == "Sweep(2 of b x 2 of a x 2 of c; value: float32[])"
     seeds = jaxsgd.sweep(lambda a, b: jnp.array(a * b), over={"a": [1.0, 2.0], "b": [1.0, 3.0]})
     entry = seeds.ranked(mean_over="b")[0]
     assert (entry.point, entry.score, round(entry.spread, 4)) == ({"a": 1.0}, 2.0, 1.4142)
@@ -236,7 +247,7 @@ def test_results_are_told_and_diverged_runs_never_win():
     for call, message in [
         (lambda: result.best(), "by is None, expected the name of one of the results: curve, loss"),
         (lambda: result.best("error"), "by is 'error', expected the name"),
-        (lambda: result.best("loss", mean_over="seed"), "mean_over is 'seed', expected a name"),
+        (lambda: result.best("loss", mean_over="seed"), "mean_over is 'seed', expected names"),
         (lambda: result.scores(lambda value: value["loss"][0]), r"of shape \(3,\) and float32, expected real numbers of shape \(4, 3\)"),
         (lambda: jaxsgd.sweep(scored, over=bad).best("loss"),
          "in every setting of the sweep a run diverged"),
@@ -282,6 +293,8 @@ def test_wrong_axes_are_refused_in_a_sentence(problem):
             lambda pair, learning_rate, key: next(jaxsgd.chunks(*pair, problem[0], 4))[1].loss,
             jaxsgd.sweep(begin, *problem, over=OVER), over=OVER,
         )  # fmt: skip
+    with pytest.raises(TypeError, match="returned no array"):
+        jaxsgd.sweep(lambda a: None, over={"a": [1, 2]})
     with pytest.raises(ValueError, match="chunk is 0, expected 1"):
         jaxsgd.sweep(lambda a: a, over={"a": [1, 2]}, chunk=0)
 
@@ -381,7 +394,7 @@ def test_halving_finds_the_full_sweeps_winner_for_a_quarter_of_the_steps(problem
         ({"over": over, "steps": 4}, "steps is 4, expected 5"),
         (
             {"over": over, "mean_over": "seed"},
-            "mean_over is 'seed', expected a name that the sweep is over",
+            "mean_over is 'seed', expected names that the sweep is over",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

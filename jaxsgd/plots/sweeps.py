@@ -1,6 +1,6 @@
 """Pictures of a sweep: how the score depends on what was swept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsgd.plots.curves import axes
 from jaxsgd.plots.surfaces import shades
-from jaxsgd.points import axis_of, is_number
+from jaxsgd.points import is_number, repeated
 
 
 def sweep(
@@ -16,7 +16,7 @@ def sweep(
     ax: Any = None,
     *,
     by: Any = None,
-    mean_over: str | None = None,
+    mean_over: str | Sequence[str] | None = None,
     kind: str | None = None,
     label: str = "loss",
 ) -> Any:
@@ -32,7 +32,7 @@ def sweep(
       result: a `Sweep`, with one or two axes beside `mean_over`.
       ax: the axes to draw on; new ones where None.
       by: what to score, as in `Sweep.scores`.
-      mean_over: the name of the axis whose runs repeat a setting, "key"; None for none.
+      mean_over: the name of the axis whose runs repeat a setting, "key", or several; None for none.
       kind: "heat", or "curves" over the first axis, one for each value of the second; by default
         the map where there are two axes.
       label: the name of the score, with its unit where it has one.
@@ -50,8 +50,7 @@ def sweep(
     ('rate', [0.04, 0.01, 0.01])
     """
     scores, names = np.asarray(result.scores(by), float), [*map(list, result.over)]
-    repeated = axis_of(result.over, mean_over)
-    repeats = [] if repeated is None else [repeated]
+    repeats = repeated(result.over, mean_over)
     left = [i for i in range(len(names)) if i not in repeats]
     if kind not in (None, "heat", "curves"):
         raise ValueError(f"kind is {kind!r}, expected 'heat', 'curves' or None")
@@ -81,6 +80,7 @@ class _Axis(NamedTuple):
     values: np.ndarray  # its numbers; its places, where it holds none
     order: np.ndarray
     is_places: bool
+    is_zipped: bool = False  # the values of another name go with these, in an order of their own
 
     def tick(self, i: int) -> str:
         return str(self.order[i]) if self.is_places else f"{self.values[i]:.3g}"
@@ -97,7 +97,7 @@ def _axis(named: Mapping[str, Any]) -> _Axis:
         return _Axis(f"{label}, by place", places, places, True)
     values = np.asarray(numbers[name]).astype(float)
     order = np.argsort(values, kind="stable")
-    return _Axis(label, values[order], order, False)
+    return _Axis(label, values[order], order, False, bool(others))
 
 
 def _curves(
@@ -115,15 +115,16 @@ def _curves(
             for of_runs in (runs[:, i].min(axis=-1), means[:, i], runs[:, i].max(axis=-1))
         )
         name = f"{beside.label} = {beside.tick(i)}" if beside is not None and i in told else None
-        ax.plot(x, middle, color=colours[i], label=name, marker="o", markersize=3)
-        if repeats > 1:
+        line = "" if along.is_zipped else "-"
+        ax.plot(x, middle, line, color=colours[i], label=name, marker="o", markersize=3)
+        if repeats > 1 and not along.is_zipped:
             ax.fill_between(x, least, most, color=colours[i], alpha=0.2, linewidth=0)
     for row, i in enumerate(np.flatnonzero(~fine.all(axis=0)).tolist()):  # a row each, to be seen
         at, height = x[~fine[:, i]], 1 - row * min(0.04, 0.3 / curves)
         edge = colours[i] if curves > 1 else "red"
         ax.plot(at, np.full(len(at), height), "X", color="red", markeredgecolor=edge,
                 transform=ax.get_xaxis_transform(), clip_on=False, zorder=5)  # fmt: skip
-    if repeats > 1:
+    if repeats > 1 and not along.is_zipped:
         ax.fill_between(
             [], [], [], color="0.5", alpha=0.3, linewidth=0, label="least to largest run"
         )
@@ -195,9 +196,12 @@ def _is_logarithmic(values: np.ndarray) -> bool:
 
 
 def _fence(values: np.ndarray, is_logarithmic: bool) -> float:
-    """Above it lie outliers, by Tukey's rule: the upper quartile and 1.5 quartile distances."""
+    """Above it lie outliers, by Tukey's rule: the upper quartile and 1.5 quartile distances.
+
+    Of a few values, whose quartiles say little, only those far above: 5 distances.
+    """
     low, high = np.quantile(np.log(values) if is_logarithmic else values, [0.25, 0.75])
     if high == low:
         return np.inf
-    fence = high + 1.5 * (high - low)
+    fence = high + (1.5 if values.size >= 8 else 5) * (high - low)
     return float(np.exp(fence) if is_logarithmic else fence)
