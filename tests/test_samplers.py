@@ -1,4 +1,4 @@
-"""What is particular to each sampler; the laws they share are in test_laws."""
+"""What is particular to each sampler; the laws they share are in test_sampler_laws."""
 
 from functools import partial
 
