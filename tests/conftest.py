@@ -1,6 +1,8 @@
 """How the suite compiles, and in which order its files run."""
 
 import os
+import shutil
+import tempfile
 
 import jax
 import jaxlib
@@ -28,9 +30,26 @@ def pytest_addoption(parser):
     )
 
 
+# a program that another worker, test or notebook compiled in this session is not compiled again
+CACHE = {
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
 def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.jax_cache = tempfile.mkdtemp(prefix="jaxsgd-tests-")
+        for name, value in (CACHE | {"jax_compilation_cache_dir": config.jax_cache}).items():
+            os.environ[name.upper()] = str(value)  # for workers, processes and kernels
+            jax.config.update(name, value)
     if config.option.quick and KNOWS_QUICK:  # workers and the processes of tests inherit it
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "jax_cache"):
+        shutil.rmtree(config.jax_cache, ignore_errors=True)
 
 
 def pytest_runtest_setup(item):
