@@ -138,7 +138,7 @@ def weights(value: Any, name: str) -> None:
 
 
 def shapes(data: PyTree) -> PyTree:
-    """Data that stay on the host by their shapes alone, others as they are."""
+    """Rows that lie on the host or a mesh by their shapes alone, others as they are."""
     return getattr(data, "row_shapes", data)
 
 

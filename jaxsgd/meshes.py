@@ -18,7 +18,7 @@ from jaxsgd import checks
 from jaxsgd.gradients import Minibatch, take
 from jaxsgd.pairs import Batch, Estimate, PyTree, part, static
 from jaxsgd.samplers import Shuffled, for_rows
-from jaxsgd.shards import Sharded
+from jaxsgd.shards import Sharded, counts
 
 
 @part
@@ -71,17 +71,17 @@ class MeshRows:
         shards = _checked(self.mesh, self.axis, self.shards, size)
         object.__setattr__(self, "mesh", auto(self.mesh))
         object.__setattr__(self, "size", size)
-        counts, own = _counts(size, shards), _own_shards(self.mesh, self.axis, shards)
-        if given != counts[own].sum():
+        held, own = counts(size, shards), _own_shards(self.mesh, self.axis, shards)
+        if given != held[own].sum():
             raise ValueError(
                 f"process {jax.process_index()} gave MeshRows {given} rows, expected "
-                f"{counts[own].sum()} of size={size}: where each process gives its own rows, size= "
+                f"{held[own].sum()} of size={size}: where each process gives its own rows, size= "
                 "is that of all, and jaxsgd.process_rows(size, mesh) tells which"
             )
         place = NamedSharding(self.mesh, P(self.axis))
 
         def put(x: Any) -> jax.Array:
-            local = _padded(x, counts[own], self._length)
+            local = _padded(x, held[own], self._length)
             if jax.process_count() == 1:
                 return jax.device_put(local, place)
             shape = (self.padded, *x.shape[1:])
@@ -163,9 +163,9 @@ def process_rows(size: int, mesh: Mesh, *, axis: str = "data", shards: int = 8) 
     >>> jaxsgd.process_rows(1001, jax.make_mesh((1,), ("data",)))  # one process has them all
     slice(0, 1001, None)
     """
-    counts = _counts(size, _checked(mesh, axis, shards, size))
+    held = counts(size, _checked(mesh, axis, shards, size))
     own = _own_shards(mesh, axis, shards)
-    return slice(int(counts[: own.start].sum()), int(counts[: own.stop].sum()))
+    return slice(int(held[: own.start].sum()), int(held[: own.stop].sum()))
 
 
 def sampler_for(sampler: Any, data: PyTree, size: int) -> Any:
@@ -264,12 +264,6 @@ def _checked(mesh: Mesh, axis: str, shards: int, size: int) -> int:
     if size < shards:
         raise ValueError(f"data have {size} rows, expected at least one a shard, {shards}")
     return shards
-
-
-def _counts(size: int, shards: int) -> np.ndarray:
-    """Rows of each shard: neighbouring parts of the rows, as equal as can be."""
-    least, rest = divmod(size, shards)
-    return np.where(np.arange(shards) < rest, least + 1, least)
 
 
 def _own_shards(mesh: Mesh, axis: str, shards: int) -> slice:

@@ -12,6 +12,12 @@ from jaxsgd.permutation import permute_epoch
 from jaxsgd.samplers import advance, begin
 
 
+def counts(size: int, shards: int) -> np.ndarray:
+    """Rows of each shard: neighbouring parts of the rows, as equal as can be."""
+    least, rest = divmod(size, shards)
+    return np.where(np.arange(shards) < rest, least + 1, least)
+
+
 @part
 class Sharded:
     """A share of each batch from each shard of the rows, each shuffled on its own.
@@ -76,8 +82,8 @@ class Sharded:
         step, steps, key = jnp.asarray(step, jnp.int32), self.steps_per_epoch, checks.key(key)
         n, least = self.size or 0, (self.size or 0) // self.shards
         shard = np.arange(self.shards, dtype=np.int32)[:, None]
-        count = np.where(shard < n % self.shards, least + 1, least).astype(np.int32)
-        first = (np.cumsum(count) - count[:, 0]).astype(np.int32)[:, None]
+        count = counts(n, self.shards).astype(np.int32)[:, None]
+        first = np.cumsum(count, axis=0, dtype=np.int32) - count
         whole, more = count // steps, count % steps
 
         epoch, step = jax.lax.div(step, jnp.int32(steps)), jax.lax.rem(step, jnp.int32(steps))

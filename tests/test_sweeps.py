@@ -324,10 +324,8 @@ def test_a_sweep_is_a_function_like_others():
 @pytest.mark.parametrize("mesh", [None, "runs"])
 def test_chunks_are_one_program_on_a_mesh_too(mesh):
     mesh = mesh and jax.make_mesh((2,), ("runs",), devices=jax.devices()[:2])
-    sizes = []
 
     def cube(a, b):
-        sizes.append((a, b))
         return a**3 * b
 
     before = lanes.fill._cache_size()
