@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsgd import checks
+from jaxsgd import checks, kernels
 from jaxsgd.gradients import Gathered
 from jaxsgd.loops import check_state, guarded, stepping
 from jaxsgd.pairs import (
@@ -189,7 +189,7 @@ def _on_device(value: int) -> jax.Array:
     return as_arguments(np.int32(value))
 
 
-@partial(jax.jit, static_argnames=("most", "guard", "size"), donate_argnames="state")
+@kernels.jit(static_argnames=("most", "guard", "size"), donate_argnames="state")
 def _advance(
     solver: Solver,
     state: State,
@@ -216,7 +216,8 @@ def _advance(
     def body(i: jax.Array, carry: Any) -> Any:
         ahead, trace, fine = carry
         ahead, told, is_fine = look(i, ahead)
-        trace = jax.tree.map(lambda t, x: t.at[i].set(x), trace, told)
+        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+        trace = jax.tree.map(put, trace, told)
         return ahead, trace, fine & is_fine
 
     _, told, _ = jax.eval_shape(look, jnp.int32(0), ahead)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsgd import checks
+from jaxsgd import checks, kernels
 from jaxsgd.pairs import (
     Info,
     PyTree,
@@ -78,7 +78,7 @@ def run(
     return _run(*args, windows=windows, every=every, remat=bool(remat))
 
 
-@partial(jax.jit, static_argnames=("windows", "every", "remat"))
+@kernels.jit(static_argnames=("windows", "every", "remat"))
 def _run(
     solver: Solver,
     state: State,
@@ -215,7 +215,7 @@ class _Watch(NamedTuple):
     reason: jax.Array
 
 
-@partial(jax.jit, static_argnames=("windows", "every"))
+@kernels.jit(static_argnames=("windows", "every"))
 def _run_until(
     solver: Solver,
     state: State,
@@ -245,7 +245,8 @@ def _run_until(
         checks = watch.checks + 1
         is_last = (reason == Reason.RUNNING) & (checks == windows)
         reason = jnp.where(is_last, int(Reason.MAX_STEPS), reason).astype(jnp.int32)
-        trace = jax.tree.map(lambda t, x: t.at[watch.checks].set(x), watch.trace, check)
+        put = partial(lax.dynamic_update_index_in_dim, index=watch.checks, axis=0)
+        trace = jax.tree.map(put, watch.trace, check)
         return _Watch(ahead, stop_state, trace, checks, reason)
 
     padding = Check(jnp.int32(-1), *[zero + jnp.inf] * 3)  # a NaN would trip jax_debug_nans

@@ -23,7 +23,7 @@ def peak(jaxpr: Any) -> int:
     ending: list[int] = [0] * (end + 1)  # bytes whose last reader is the i-th operation
     for i, eqn in enumerate(jaxpr.eqns):
         made = [v.aval for v in eqn.outvars]
-        within = [peak(j) - _handed_on(j, made) for j in _inner(eqn.params)]
+        within = [peak(j) - _handed_on(j, made) for j in inner(eqn.params)]
         for v in eqn.outvars:
             held += size([v.aval])
             ending[last.get(id(v), i)] += size([v.aval])
@@ -57,7 +57,7 @@ def _handed_on(jaxpr: Any, made: list[Any]) -> int:
     return sum(size([a]) for a, b in zip(inside, made, strict=False) if a == b)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
+def inner(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs that an operation runs: the body of a loop, its branches, what it calls."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else [value]:

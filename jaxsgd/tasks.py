@@ -40,7 +40,7 @@ class Task:
         x, y = row
         output = self.model(params, x)
         if self.loss == "softmax":
-            return optax.softmax_cross_entropy_with_integer_labels(output, y)
+            return optax.softmax_cross_entropy(output, jax.nn.one_hot(y, len(output)))
         if self.loss == "logistic":
             return optax.sigmoid_binary_cross_entropy(output[0], y)
         if self.loss == "hinge":

@@ -45,7 +45,7 @@ def test_digits(here, capsys):
     assert history["loss"].iloc[-1] < 0.1
     assert (here / "jaxsgd-digits/learning_curve.png").stat().st_size > 10_000
     with np.load("jaxsgd-digits/model.npz", allow_pickle=False) as model:
-        assert model["params_1"].shape == (64, 10)
+        assert model["params_1"].shape == (10, 64)
     assert cli.main(["predict", "jaxsgd-digits/model.npz", "digits"]) == 0
     assert (pandas.read_csv("predictions.csv")["prediction"] == problems.digits()[1]).mean() > 0.95
 

@@ -8,8 +8,8 @@ import jaxsgd
 ROOMS = [
     "pairs", "checks", "permutation", "samplers", "dynamic", "shards", "losses", "models", "gradients", "streaming", "meshes", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
-    "line_search", "stopping", "solver", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
-    "memory", "points", "lanes", "swept", "sweeps", "halving", "fit", "problems", "plots.curves", "plots.surfaces", "plots.sweeps", "plots",
+    "line_search", "stopping", "solver", "memory", "kernels", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
+    "points", "lanes", "swept", "sweeps", "halving", "fit", "problems", "plots.curves", "plots.surfaces", "plots.sweeps", "plots",
     "tables", "tasks", "recipes", "searches", "cli",
 ]  # fmt: skip
 

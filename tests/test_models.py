@@ -33,11 +33,11 @@ def init(model, seed=0):
 def test_linear_is_a_product_and_a_bias(outputs, tail):
     model = jaxsgd.Linear(3, outputs)
     params = init(model)
-    chex.assert_shape([params["weight"], params["bias"]], [(3, *tail), tail])
+    chex.assert_shape([params["weight"], params["bias"]], [(*tail, 3), tail])
     chex.assert_type(jax.tree.leaves(params), jnp.float32)
     params = filled(params)
     rows = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
-    expected = rows @ np.asarray(params["weight"]) + np.asarray(params["bias"])
+    expected = rows @ np.asarray(params["weight"]).T + np.asarray(params["bias"])
     assert model(params, rows[0]).shape == tail
     np.testing.assert_allclose(model(params, rows[0]), expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model(params, rows), expected, rtol=1e-5, atol=1e-6)
@@ -51,7 +51,7 @@ def test_mlp_is_linear_layers_with_relu_between(sizes):
     params = init(model)
     assert len(params) == len(sizes) - 1
     for layer, fan_in, fan_out in zip(params, sizes[:-1], sizes[1:], strict=True):
-        chex.assert_shape([layer["weight"], layer["bias"]], [(fan_in, fan_out), (fan_out,)])
+        chex.assert_shape([layer["weight"], layer["bias"]], [(fan_out, fan_in), (fan_out,)])
         assert not layer["bias"].any()
         assert layer["weight"].any()
     chex.assert_type(jax.tree.leaves(params), jnp.float32)
@@ -59,7 +59,7 @@ def test_mlp_is_linear_layers_with_relu_between(sizes):
     rows = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
     out = rows
     for i, layer in enumerate(params):
-        out = out @ np.asarray(layer["weight"]) + np.asarray(layer["bias"])
+        out = out @ np.asarray(layer["weight"]).T + np.asarray(layer["bias"])
         out = np.maximum(out, 0) if i < len(params) - 1 else out
     assert (out < 0).any()  # or a relu on the outputs would pass
     assert model(params, rows[0]).shape == sizes[-1:]

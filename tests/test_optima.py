@@ -72,7 +72,7 @@ def test_classifiers_reach_the_optimum_of_scikit_learns_lbfgs(name):
         return optax.softmax_cross_entropy_with_integer_labels(output, row[1])
 
     def objective(weight, bias):
-        output = x @ weight + bias
+        output = x @ weight.T + bias
         if is_binary:
             output = np.stack([np.zeros(n), output], axis=1)
         shifted = output - output.max(1, keepdims=True)
@@ -80,8 +80,8 @@ def test_classifiers_reach_the_optimum_of_scikit_learns_lbfgs(name):
         return losses.mean() + strength / 2 * np.sum(weight**2)
 
     reference = LogisticRegression(C=1 / (strength * n), tol=1e-10, max_iter=10_000).fit(x, y)
-    weight, bias = reference.coef_.T, reference.intercept_
-    best = objective(weight[:, 0], bias[0]) if is_binary else objective(weight, bias)
+    weight, bias = reference.coef_, reference.intercept_
+    best = objective(weight[0], bias[0]) if is_binary else objective(weight, bias)
     data = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32 if is_binary else jnp.int32)
     penalty = jaxsgd.L2(strength, mask=jaxsgd.weights_only)
     curvature = np.linalg.norm(x, 2) ** 2 / n * (0.25 if is_binary else 0.5) + strength

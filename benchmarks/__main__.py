@@ -1,0 +1,89 @@
+"""The command `python -m benchmarks`."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from benchmarks import contest, report
+from benchmarks.works import WORKS
+
+PACKAGES = ("jax", "optax", "numpy", "torch", "keras", "scikit-learn")
+
+
+def about(device: str) -> dict[str, str]:
+    """The machine and the versions."""
+    told = {"device": device, "processor": processor(), "system": platform.system(),
+            "Python": platform.python_version()}  # fmt: skip
+    for package in PACKAGES:
+        try:
+            told[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return told
+
+
+def processor() -> str:
+    import os
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = open("/proc/cpuinfo").read().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{os.cpu_count()} x {name}"
+
+
+def say(words: str) -> None:
+    print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="jaxsgd beside what a user would pick instead. Each contender is a process of "
+        "its own; they take turns, do the same work, and must reach the same objective.",
+        epilog="works: " + "; ".join(f"{name}: {work.title}" for name, work in WORKS.items()),
+    )
+    parser.add_argument("works", nargs="*", metavar="WORK", help="which (all, if none is named)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
+    parser.add_argument("--dry", action="store_true", help="print, and write nothing")
+    parser.add_argument("--readme", action="store_true", help="only write the README's table anew")
+    options = parser.parse_args()
+    if options.readme:
+        report.write_readme()
+        return 0
+    unknown = [name for name in options.works if name not in WORKS]
+    if unknown:
+        parser.error(f"no work is named {unknown[0]!r}; there are {', '.join(WORKS)}")
+
+    command = [sys.executable, "-m", "benchmarks.limits"]
+    machine = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    is_fine = True
+    for work in options.works or WORKS:
+        cases: dict[str, Any] = {}
+        for case in WORKS[work].cases:
+            where = f"{work} {case}".strip()
+            cases[case] = contest.contest(
+                work, case, options.rounds, lambda words, at=where: say(f"{at}: {words}")
+            )
+            say("")
+            print(f"\n### {where}: {WORKS[work].title}\n")
+            print(report.table(work, case, cases[case], machine), flush=True)
+            is_fine &= not any("failed" in told for told in cases[case].values())
+        devices = [t["device"] for found in cases.values() for t in found.values() if "device" in t]
+        device = next((d for d in devices if d != "cpu"), "cpu")
+        print(f"\n{device}", flush=True)
+        entry = {"about": about(device), "machine": machine, "cases": cases}
+        if not options.dry:
+            stem = device.split(":")[0]
+            report.save(report.load(stem) | {work: entry}, stem, [work])
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""One contender as a process: made once, then a run for each seed that comes in on stdin.
+
+Prints a line of JSON: what the start cost, then one for each run.
+"""
+
+import json
+import resource
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+from benchmarks.tasks import Cannot
+from benchmarks.works import CONTENDERS, WORKS
+
+
+def clock(fn: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = fn()
+    return time.perf_counter() - start, result
+
+
+def compiling() -> list[float]:
+    """A list that fills with the seconds that JAX traces, lowers and compiles, once it is loaded."""
+    seconds: list[float] = []
+    if "jax" in sys.modules:
+        sys.modules["jax"].monitoring.register_event_duration_secs_listener(
+            lambda name, value, **_: seconds.append(value) if "/core/compile/" in name else None
+        )
+    return seconds
+
+
+def peak_mib() -> float:
+    """The most memory this process held, on the accelerator where there is one."""
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"] / 2**20
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def device() -> str:
+    if "jax" in sys.modules:
+        found = sys.modules["jax"].local_devices()[0]
+        return f"{found.platform}: {found.device_kind}"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "cpu"
+
+
+def tell(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def main() -> None:
+    work, case, name = sys.argv[1:]
+    task = WORKS[work].cases[case]
+    module, function = CONTENDERS[name].split(":")
+    try:
+        seconds, make = clock(lambda: getattr(import_module(f"benchmarks.{module}"), function))
+        compile_seconds = compiling()
+        data = task.data()
+        prepare = make(task, data)
+        first, _ = clock(prepare(0))
+    except Cannot as refusal:
+        return tell(cannot=str(refusal))
+    except ModuleNotFoundError as missing:
+        return tell(cannot=f"{missing.name} is not installed; it comes with the extra bench")
+    tell(imports=seconds, first=first, compile=sum(compile_seconds), device=device())
+    for line in sys.stdin:
+        run = prepare(int(line))
+        seconds, result = clock(run)
+        tell(seconds=seconds, objective=task.objective(result, data), memory=peak_mib())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The contest: contenders of a case as processes, taking turns; what they did is compared."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.works import WORKS
+
+# many processes share an accelerator; none takes most of it ahead
+ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+PATIENCE = 60.0  # seconds of rounds after which a contender has been heard
+
+
+class Failed(Exception):
+    """A contender that broke, with its last words."""
+
+
+class Contender:
+    """The process of one contender of one case; it starts, and waits."""
+
+    def __init__(self, work: str, case: str, name: str):
+        self.name = name
+        self.words = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contender", work, case, name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, text=True,
+            env=ENVIRONMENT,
+        )  # fmt: skip
+        self.about = self.hear()
+        self.runs: list[dict[str, float]] = []
+
+    def hear(self) -> dict[str, Any]:
+        for line in self.process.stdout:  # type: ignore[union-attr]
+            if line.startswith("{"):  # a library may print too
+                return json.loads(line)
+        self.words.seek(0)
+        raise Failed((self.words.read().splitlines() or ["it ended without a word"])[-1])
+
+    def run(self, seed: int) -> None:
+        if "cannot" in self.about or sum(run["seconds"] for run in self.runs) > PATIENCE:
+            return
+        self.process.stdin.write(f"{seed}\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        self.runs.append(self.hear())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.words.close()
+
+
+def contest(work: str, case: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What each contender of a case measured: `{name: {"cannot": ..} or {"seconds": [..], ..}}`."""
+    contenders: list[Contender] = []
+    broken: dict[str, Any] = {}
+    try:
+        for name in WORKS[work].contenders:
+            say(name)
+            try:
+                contenders.append(Contender(work, case, name))
+            except Failed as failure:
+                broken[name] = {"failed": str(failure)}
+        for seed in range(rounds):
+            say(f"round {seed + 1} of {rounds}")
+            for contender in [c for c in contenders if c.name not in broken]:
+                try:
+                    contender.run(seed)
+                except Failed as failure:
+                    broken[contender.name] = {"failed": str(failure)}
+    finally:
+        for contender in contenders:
+            contender.close()
+    found = {c.name: measured(c) for c in contenders} | broken
+    return judged({name: found[name] for name in WORKS[work].contenders})
+
+
+def measured(contender: Contender) -> dict[str, Any]:
+    if "cannot" in contender.about:
+        return contender.about
+    runs = {key: [run[key] for run in contender.runs] for key in ("seconds", "objective")}
+    return contender.about | runs | {"memory": contender.runs[-1]["memory"]}
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """Each with its ratio to the first; one whose objective differs did other work, and failed.
+
+    By more than the spread of the first one's objectives over seeds, and than float32 rounds.
+    """
+    reference = next(iter(found.values()))
+    for told in found.values():
+        if "seconds" not in told or "seconds" not in reference:
+            continue
+        pairs = zip(told["seconds"], reference["seconds"], strict=False)
+        told["ratio"] = statistics.median(mine / first for mine, first in pairs)
+        expected = statistics.median(reference["objective"])
+        spread = max(reference["objective"]) - min(reference["objective"])
+        found_one = statistics.median(told["objective"])
+        if not abs(found_one - expected) <= max(spread, 1e-4 * abs(expected)):
+            told["failed"] = (
+                f"its objective is {found_one:.6g}, jaxsgd's {expected:.6g} "
+                f"with a spread of {spread:.2g} over seeds: it did other work"
+            )
+    return found

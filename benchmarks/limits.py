@@ -1,0 +1,40 @@
+"""The machine's limits, measured in the same run: a large copy, a large matrix product.
+
+Prints a line of JSON: bytes and operations a second, the best of several turns.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+COPY, SIDE = 2**26, 4096  # float32: 256 MiB, read and written
+
+
+def fastest(fn: Callable[[], Any], turns: int = 7) -> float:
+    jax.block_until_ready(fn())
+    seconds = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        jax.block_until_ready(fn())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    array = jnp.ones(COPY)
+    negate = jax.jit(jnp.negative)
+    matrix = jnp.ones((SIDE, SIDE))
+    product = jax.jit(jnp.matmul)
+    rates = {
+        "bandwidth": 8 * COPY / fastest(lambda: negate(array)),
+        "rate": 2 * SIDE**3 / fastest(lambda: product(matrix, matrix), 3),
+    }
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main()

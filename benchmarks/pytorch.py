@@ -1,0 +1,161 @@
+"""PyTorch: its DataLoader, tuned, and many runs by `torch.func`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.tasks import Cannot, Grid, Shuffle, Training
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tensors(data: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = (torch.from_numpy(a) for a in data)
+    return x, y.long() if y.dtype == torch.int32 else y
+
+
+def model_of(task: Training) -> torch.nn.Module:
+    parts: list[torch.nn.Module] = []
+    for w, b in task.start():
+        linear = torch.nn.Linear(*w.shape)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(w.T))
+            linear.bias.copy_(torch.from_numpy(b))
+        parts += [torch.nn.ReLU(), linear]
+    return torch.nn.Sequential(*parts[1:]).to(DEVICE) if len(parts) > 2 else parts[1].to(DEVICE)
+
+
+def cost_of(task: Training) -> Callable[[Any, Any], Any]:
+    if task.model == "linear":
+        return lambda z, y: F.mse_loss(z[:, 0], y)
+    if task.classes == 1:
+        return lambda z, y: F.binary_cross_entropy_with_logits(z[:, 0], y.float())
+    return F.cross_entropy
+
+
+def layers(model: torch.nn.Module) -> Any:
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return [(m.weight.detach().cpu().numpy().T, m.bias.detach().cpu().numpy()) for m in found]
+
+
+def loader(task: Training, data: Any) -> Callable[[int], Any]:
+    """As its tutorials write it."""
+    rows, cost = TensorDataset(*tensors(data)), cost_of(task)
+
+    def prepare(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = model_of(task)
+        rule = torch.optim.SGD(model.parameters(), task.rate)
+        batches = DataLoader(rows, task.batch, shuffle=True)
+
+        def go() -> Any:
+            for _ in range(task.epochs):
+                for x, y in batches:
+                    rule.zero_grad()
+                    cost(model(x.to(DEVICE)), y.to(DEVICE)).backward()
+                    rule.step()
+            return layers(model)
+
+        return go
+
+    return prepare
+
+
+def tuned(task: Training, data: Any, threads: int | None = None) -> Callable[[int], Any]:
+    """Tensors indexed by `torch.randperm`, or taken whole, and the fused rule."""
+    if threads:
+        torch.set_num_threads(threads)
+    (x, y), cost = (t.to(DEVICE) for t in tensors(data)), cost_of(task)
+
+    def prepare(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = model_of(task)
+        rule = torch.optim.SGD(model.parameters(), task.rate, fused=True)
+
+        def step(rows: Any, targets: Any) -> None:
+            rule.zero_grad()
+            cost(model(rows), targets).backward()
+            rule.step()
+
+        def go() -> Any:
+            for _ in range(task.epochs):
+                if task.batch == task.rows:
+                    step(x, y)
+                    continue
+                for index in torch.randperm(task.rows, device=DEVICE).split(task.batch):
+                    step(x[index], y[index])
+            return layers(model)
+
+        return go
+
+    return prepare
+
+
+one_thread = partial(tuned, threads=1)
+
+
+def grid(task: Grid, data: Any) -> Callable[[int], Any]:
+    """Tuned, run after run."""
+    torch.set_num_threads(1)
+
+    def prepare(seed: int) -> Any:
+        def go() -> Any:
+            runs = []
+            for rate in task.learning_rates():
+                train = tuned(Training(**{**vars(task.one), "rate": float(rate)}), data)
+                seeds = range(seed * task.seeds, (seed + 1) * task.seeds)
+                runs += [train(s)() for s in seeds]
+            return [tuple(np.stack(part) for part in zip(*layer, strict=True))
+                    for layer in zip(*runs, strict=True)]  # fmt: skip
+
+        return go
+
+    return prepare
+
+
+def func(task: Grid, data: Any) -> Callable[[int], Any]:
+    """All runs at once by `torch.func`; the rates of a seed share its rows."""
+    one, cost = task.one, cost_of(task.one)
+    (x, y) = (t.to(DEVICE) for t in tensors(data))
+    rate = torch.from_numpy(task.learning_rates()).to(DEVICE)[:, None, None, None]
+
+    def loss(w: Any, b: Any, rows: Any, targets: Any) -> Any:
+        return cost(rows @ w + b, targets)
+
+    slopes = torch.func.grad(loss, (0, 1))
+    over_rates = torch.func.vmap(torch.func.vmap(slopes, (0, 0, 0, 0)), (0, 0, None, None))
+
+    def prepare(seed: int) -> Any:
+        torch.manual_seed(seed)
+        shape = task.rates, task.seeds
+        w = torch.zeros(*shape, one.features, one.classes, device=DEVICE)
+        b = torch.zeros(*shape, one.classes, device=DEVICE)
+
+        def go() -> Any:
+            for _ in range(one.epochs):
+                order = torch.rand(task.seeds, one.rows, device=DEVICE).argsort(1)
+                for index in order.split(one.batch, 1):
+                    dw, db = over_rates(w, b, x[index], y[index])
+                    w.sub_(rate * dw)
+                    b.sub_(rate[..., 0] * db)
+            return [(w.flatten(0, 1).cpu().numpy(), b.flatten(0, 1).cpu().numpy())]
+
+        return go
+
+    return prepare
+
+
+def permutation(task: Shuffle, data: None) -> Any:
+    if task.count < task.rows:
+        raise Cannot("only the whole order at once")
+
+    def prepare(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return lambda: torch.randperm(task.rows).numpy()
+
+    return prepare

@@ -1,0 +1,155 @@
+"""The works: which tasks, and who trains them. The first contender is the one ratios refer to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tasks import SEED, Grid, Shuffle, Start, Training
+
+CONTENDERS = {
+    "jaxsgd": "ours:shuffled",
+    "jaxsgd, `Sequential`": "ours:sequential",
+    "Optax in a hand-written scan": "handwritten:optax_scan",
+    "jitted Optax step fed from NumPy": "handwritten:optax_step",
+    "NumPy loop": "handwritten:numpy_loop",
+    "PyTorch DataLoader": "pytorch:loader",
+    "PyTorch tuned, 1 thread": "pytorch:one_thread",
+    "PyTorch tuned, all threads": "pytorch:tuned",
+    "Keras 3 on JAX": "keras_fit:fit",
+    "scikit-learn": "sklearn_fit:fit",
+    "bare scan": "handwritten:bare_scan",
+    "`jaxsgd.sweep`": "ours:sweep",
+    "jaxsgd, run after run": "ours:one_by_one",
+    "hand-written scan under `jax.vmap`": "handwritten:vmapped_scan",
+    "PyTorch, `torch.func`": "pytorch:func",
+    "PyTorch tuned, run after run": "pytorch:grid",
+    "NumPy, run after run": "handwritten:numpy_grid",
+    "`jaxsgd.permute`": "ours:permuted",
+    "`jax.random.permutation`": "handwritten:jax_permutation",
+    "NumPy permutation": "handwritten:numpy_permutation",
+    "`torch.randperm`": "pytorch:permutation",
+    "jaxsgd, cold": "start:jaxsgd",
+    "jaxsgd, JAX's cache": "start:jaxsgd_cached",
+    "hand-written scan, cold": "start:optax_scan",
+    "hand-written scan, JAX's cache": "start:optax_scan_cached",
+    "PyTorch DataLoader, cold": "start:loader",
+    "PyTorch tuned, cold": "start:tuned",
+    "NumPy loop, cold": "start:numpy_loop",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """`axis` names what the cases differ by: a number, or nothing where there is one case."""
+
+    title: str
+    cases: Mapping[str, Any]
+    contenders: tuple[str, ...]
+    axis: str = ""
+    unit: str = "us a step"
+
+
+NAMES = tuple(CONTENDERS)
+TRAINERS = NAMES[:10]
+FEW = ("jaxsgd", "NumPy loop", "PyTorch tuned, 1 thread")
+
+
+def softmax(batch: int, epochs: int = 1) -> Training:
+    return Training("softmax", 60_000, 784, batch, epochs, 0.01, classes=10)
+
+
+def by_batch(task: Any, *batches: int) -> dict[str, Training]:
+    return {str(batch): task(batch) for batch in batches}
+
+
+WORKS = {
+    "seed": Work(
+        "linear regression, 1,000 x 1, batch 64, 200 epochs",
+        {"": SEED(200)},
+        (*TRAINERS, "bare scan"),
+    ),
+    "airfoil-like": Work(
+        "linear regression, 1,500 x 5, 10 epochs",
+        by_batch(lambda b: Training("linear", 1_500, 5, b, 10, 0.05), 1, 10, 100, 1_500),
+        tuple(name for name in TRAINERS if name != "jaxsgd, `Sequential`"),
+        axis="batch",
+        unit="ms an epoch",
+    ),
+    "two-class": Work(
+        "logistic regression, 100,000 x 50, an epoch",
+        by_batch(lambda b: Training("logistic", 100_000, 50, b, 1, 0.01), 1, 8, 32),
+        ("jaxsgd", "jaxsgd, `Sequential`", "Optax in a hand-written scan", "scikit-learn", "bare scan"),
+        axis="batch",
+        unit="ns a row",
+    ),
+    "softmax": Work(
+        "softmax regression, 60,000 x 784, 10 classes, an epoch (of all rows: 3)",
+        by_batch(lambda b: softmax(b, 3 if b == 60_000 else 1), 10, 64, 256, 60_000),
+        (*TRAINERS, "bare scan"),
+        axis="batch",
+    ),
+    "mlp": Work(
+        "a perceptron, 784-128-10, 60,000 rows, batch 64, an epoch",
+        {"": Training("mlp", 60_000, 784, 64, 1, 0.05, classes=10)},
+        (*TRAINERS, "bare scan"),
+    ),
+    "sweep-lines": Work(
+        "64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 20 epochs",
+        {"": Grid(SEED(20), 0.05, 0.5, 64, 16)},
+        (
+            "`jaxsgd.sweep`", "jaxsgd, run after run", "hand-written scan under `jax.vmap`",
+            "PyTorch, `torch.func`", "PyTorch tuned, run after run", "NumPy, run after run",
+        ),
+        unit="us a step of a run",
+    ),  # fmt: skip
+    "sweep-softmax": Work(
+        "64 rates of softmax regression, 6,000 x 784, batch 64, an epoch",
+        {"": Grid(Training("softmax", 6_000, 784, 64, 1, 0.01, classes=10), 1e-3, 0.03, 64, 1)},
+        (
+            "`jaxsgd.sweep`", "jaxsgd, run after run", "hand-written scan under `jax.vmap`",
+            "PyTorch, `torch.func`", "PyTorch tuned, run after run",
+        ),
+        unit="us a step of a run",
+    ),  # fmt: skip
+    "shuffle": Work(
+        "a random order, whole",
+        {f"{n:.0e}".replace("e+0", "e"): Shuffle(n, n) for n in [10**k for k in range(3, 9)]},
+        ("`jaxsgd.permute`", "`jax.random.permutation`", "NumPy permutation", "`torch.randperm`"),
+        axis="rows",
+        unit="ms",
+    ),
+    "shuffle-batch": Work(
+        "64 positions of a random order, the mean of 1,000 times",
+        {f"{n:.0e}".replace("e+0", "e"): Shuffle(n, 64, 1_000) for n in [10**k for k in range(3, 9)]},
+        ("`jaxsgd.permute`", "`jax.random.permutation`", "NumPy permutation", "`torch.randperm`"),
+        axis="rows",
+        unit="us",
+    ),
+    "scaling-rows": Work(
+        "linear regression, 50 features, batch 64, 10,000 steps",
+        {
+            f"{n:.0e}".replace("e+0", "e"): Training("linear", n, 50, 64, -(-640_000 // n), 0.01)
+            for n in [10**k for k in range(3, 8)]
+        },
+        FEW,
+        axis="rows",
+    ),
+    "scaling-batch": Work(
+        "linear regression, 65,536 x 50, an epoch",
+        by_batch(lambda b: Training("linear", 65_536, 50, b, 1, 0.01), 1, 8, 64, 512, 4_096, 16_384),
+        FEW,
+        axis="batch",
+    ),
+    "scaling-features": Work(
+        "linear regression, 5,000 rows, batch 64, 10 epochs",
+        {str(d): Training("linear", 5_000, d, 64, 10, 0.1 / d) for d in (10, 100, 1_000, 10_000)},
+        FEW,
+        axis="features",
+    ),
+    "start": Work(
+        "process start to trained parameters: linear regression, 1,000 x 1, batch 64, 20 epochs",
+        {"": Start()},
+        NAMES[-7:],
+        unit="s",
+    ),
+}  # fmt: skip
