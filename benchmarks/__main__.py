@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from benchmarks import contest, report
@@ -27,15 +29,10 @@ def about(device: str) -> dict[str, str]:
 
 
 def processor() -> str:
-    import os
-
-    name = platform.processor() or platform.machine()
-    try:
-        lines = open("/proc/cpuinfo").read().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{os.cpu_count()} x {name}"
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {[*names, platform.processor(), platform.machine()][0]}"
 
 
 def say(words: str) -> None:

@@ -25,7 +25,8 @@ class Contender:
 
     def __init__(self, work: str, case: str, name: str):
         self.name = name
-        self.words = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
+        # of its stderr: a pipe that nobody reads would fill up
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contender", work, case, name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, text=True,

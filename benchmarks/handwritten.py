@@ -84,7 +84,12 @@ def jax_permutation(task: Shuffle, data: None) -> Any:
     import jax
 
     draw = jax.jit(jax.random.permutation, static_argnums=1)
-    return lambda seed: lambda key=jax.random.key(seed): np.asarray(draw(key, task.rows))
+
+    def prepare(seed: int) -> Any:
+        key = jax.random.key(seed)
+        return lambda: np.asarray(draw(key, task.rows))
+
+    return prepare
 
 
 def jax_problem(task: Training) -> tuple[Any, Any]:
@@ -174,9 +179,12 @@ def optax_scan(task: Training, data: Any) -> Callable[[int], Any]:
     train, start = scan_of(task)
     train = jax.jit(train)
     data, rate = jax.device_put((data, np.float32(task.rate)))
-    return lambda seed: (
-        lambda key=jax.random.key(seed): jax.device_get(train(start, data, rate, key)[0])
-    )
+
+    def prepare(seed: int) -> Any:
+        key = jax.random.key(seed)
+        return lambda: jax.device_get(train(start, data, rate, key)[0])
+
+    return prepare
 
 
 def vmapped_scan(task: Grid, data: Any) -> Callable[[int], Any]:

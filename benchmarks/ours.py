@@ -118,4 +118,8 @@ def positions(key: Any, task: Shuffle) -> Any:
 
 
 def permuted(task: Shuffle, data: None) -> Any:
-    return lambda seed: lambda key=jax.random.key(seed): np.asarray(positions(key, task))
+    def prepare(seed: int) -> Any:
+        key = jax.random.key(seed)
+        return lambda: np.asarray(positions(key, task))
+
+    return prepare

@@ -10,6 +10,10 @@ from benchmarks.works import WORKS
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 MARKS = "<!-- from benchmarks/results, by python -m benchmarks --readme -->", "<!-- end -->"
+INTRODUCTION = """Made by `python -m benchmarks`. Contenders of a case take turns; times are medians
+over the rounds, ratios medians of the rounds' ratios to the first contender. A first call prepares,
+traces, compiles and runs. The limit is what a step must move and multiply over what this machine
+copies and multiplies; where data stay in a cache it can be passed."""
 SCALES = {"us": 1e6, "ms": 1e3, "ns": 1e9, "s": 1.0}
 
 
@@ -45,11 +49,8 @@ def short(value: float) -> str:
 
 
 def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]) -> str:
-    unit = WORKS[work].unit
-    lines = [
-        f"| contender | {unit} | ratio | compile, s | first call, s | peak memory, MiB | objective |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = WORKS[work].unit, "ratio", "compile, s", "first call, s", "peak MiB", "objective"
+    lines = [f"| contender | {' | '.join(heads)} |", "|---|---|---|---|---|---|---|"]
     for name, told in found.items():
         if "cannot" in told or "seconds" not in told:
             why = told.get("cannot") or f"failed: {told['failed']}"
@@ -73,10 +74,7 @@ def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]
 
 
 def markdown(results: dict[str, Any], stem: str) -> str:
-    parts = ["# Benchmarks", "Made by `python -m benchmarks`; see `benchmarks/`. Ratios are medians "
-             "of the rounds' ratios to the first contender; a first call traces, compiles and runs; "
-             "the limit is what a step must move and multiply over what this machine copies and "
-             "multiplies, and it is lower where data stay in a cache."]  # fmt: skip
+    parts = ["# Benchmarks", INTRODUCTION]
     for work, entry in results.items():
         machine = entry["machine"]
         told = ", ".join(f"{k} {v}" for k, v in entry["about"].items())

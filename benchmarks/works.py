@@ -58,6 +58,10 @@ def softmax(batch: int, epochs: int = 1) -> Training:
     return Training("softmax", 60_000, 784, batch, epochs, 0.01, classes=10)
 
 
+def powers(first: int, last: int) -> dict[str, int]:
+    return {f"1e{k}": 10**k for k in range(first, last + 1)}
+
+
 def by_batch(task: Any, *batches: int) -> dict[str, Training]:
     return {str(batch): task(batch) for batch in batches}
 
@@ -78,7 +82,7 @@ WORKS = {
     "two-class": Work(
         "logistic regression, 100,000 x 50, an epoch",
         by_batch(lambda b: Training("logistic", 100_000, 50, b, 1, 0.01), 1, 8, 32),
-        ("jaxsgd", "jaxsgd, `Sequential`", "Optax in a hand-written scan", "scikit-learn", "bare scan"),
+        (*TRAINERS[:3], "PyTorch tuned, 1 thread", "scikit-learn", "bare scan"),
         axis="batch",
         unit="ns a row",
     ),
@@ -97,30 +101,37 @@ WORKS = {
         "64 rates x 16 seeds of linear regression, 1,000 x 1, batch 64, 20 epochs",
         {"": Grid(SEED(20), 0.05, 0.5, 64, 16)},
         (
-            "`jaxsgd.sweep`", "jaxsgd, run after run", "hand-written scan under `jax.vmap`",
-            "PyTorch, `torch.func`", "PyTorch tuned, run after run", "NumPy, run after run",
+            "`jaxsgd.sweep`",
+            "jaxsgd, run after run",
+            "hand-written scan under `jax.vmap`",
+            "PyTorch, `torch.func`",
+            "PyTorch tuned, run after run",
+            "NumPy, run after run",
         ),
         unit="us a step of a run",
-    ),  # fmt: skip
+    ),
     "sweep-softmax": Work(
         "64 rates of softmax regression, 6,000 x 784, batch 64, an epoch",
         {"": Grid(Training("softmax", 6_000, 784, 64, 1, 0.01, classes=10), 1e-3, 0.03, 64, 1)},
         (
-            "`jaxsgd.sweep`", "jaxsgd, run after run", "hand-written scan under `jax.vmap`",
-            "PyTorch, `torch.func`", "PyTorch tuned, run after run",
+            "`jaxsgd.sweep`",
+            "jaxsgd, run after run",
+            "hand-written scan under `jax.vmap`",
+            "PyTorch, `torch.func`",
+            "PyTorch tuned, run after run",
         ),
         unit="us a step of a run",
-    ),  # fmt: skip
+    ),
     "shuffle": Work(
         "a random order, whole",
-        {f"{n:.0e}".replace("e+0", "e"): Shuffle(n, n) for n in [10**k for k in range(3, 9)]},
+        {name: Shuffle(n, n) for name, n in powers(3, 8).items()},
         ("`jaxsgd.permute`", "`jax.random.permutation`", "NumPy permutation", "`torch.randperm`"),
         axis="rows",
         unit="ms",
     ),
     "shuffle-batch": Work(
         "64 positions of a random order, the mean of 1,000 times",
-        {f"{n:.0e}".replace("e+0", "e"): Shuffle(n, 64, 1_000) for n in [10**k for k in range(3, 9)]},
+        {name: Shuffle(n, 64, 1_000) for name, n in powers(3, 8).items()},
         ("`jaxsgd.permute`", "`jax.random.permutation`", "NumPy permutation", "`torch.randperm`"),
         axis="rows",
         unit="us",
@@ -128,15 +139,15 @@ WORKS = {
     "scaling-rows": Work(
         "linear regression, 50 features, batch 64, 10,000 steps",
         {
-            f"{n:.0e}".replace("e+0", "e"): Training("linear", n, 50, 64, -(-640_000 // n), 0.01)
-            for n in [10**k for k in range(3, 8)]
+            name: Training("linear", n, 50, 64, -(-640_000 // n), 0.01)
+            for name, n in powers(3, 7).items()
         },
         FEW,
         axis="rows",
     ),
     "scaling-batch": Work(
         "linear regression, 65,536 x 50, an epoch",
-        by_batch(lambda b: Training("linear", 65_536, 50, b, 1, 0.01), 1, 8, 64, 512, 4_096, 16_384),
+        by_batch(lambda b: Training("linear", 65_536, 50, b, 1, 0.01), *[4**k for k in range(8)]),
         FEW,
         axis="batch",
     ),
@@ -152,4 +163,4 @@ WORKS = {
         NAMES[-7:],
         unit="s",
     ),
-}  # fmt: skip
+}

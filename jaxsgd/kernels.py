@@ -39,7 +39,8 @@ OPERATIONS = frozenset(
     "sqrt square squeeze stack stop_gradient sub tan tanh threefry2x32 transpose xor".split()
 )
 DTYPES = frozenset(
-    "bool bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+    "bool bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 "
+    "uint64".split()
 )
 # what runs others, or writes in place
 CALLS = frozenset(
