@@ -13,7 +13,7 @@ from benchmarks.works import WORKS
 
 # many processes share an accelerator; none takes most of it ahead
 ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-PATIENCE = 60.0  # seconds of rounds after which a contender has been heard
+PATIENCE = 20.0  # seconds of rounds after which a contender has been heard
 
 
 class Failed(Exception):

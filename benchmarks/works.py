@@ -105,7 +105,6 @@ WORKS = {
             "jaxsgd, run after run",
             "hand-written scan under `jax.vmap`",
             "PyTorch, `torch.func`",
-            "PyTorch tuned, run after run",
             "NumPy, run after run",
         ),
         unit="us a step of a run",

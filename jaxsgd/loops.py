@@ -143,6 +143,8 @@ def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[
     sampler = solver.sampler_for(data)
     _check_rule(solver, state)
 
+    data = solver.rows_of(data)
+
     def step(ahead: Any, rows: PyTree = data) -> tuple[Any, Info]:
         state, (batch, after) = ahead
         state, info = solver.step_at(state._replace(sampler=after), rows, batch)

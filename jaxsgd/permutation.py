@@ -21,6 +21,7 @@ from jaxsgd import checks
 
 GOLDEN = np.uint32(0x9E3779B9)
 MAX_ROUNDS = 16
+LOOPED = range(32, 1025)  # numbers of positions; more of them leave the nearest cache
 
 
 def permute(key: jax.Array, positions: Any, size: Any) -> jax.Array:
@@ -81,20 +82,30 @@ def _walk(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: Any) -> 
     """The network, applied until each position is inside; `size` is a NumPy scalar if static."""
     size = size.astype(np.uint32)
     a, b, rounds = _shape(size)
-    keys = _round_keys(key, epoch, rounds if isinstance(rounds, int) else MAX_ROUNDS)
+    keys: Any = _round_keys(key, epoch, rounds if isinstance(rounds, int) else MAX_ROUNDS)
+    # a CPU waits for the chain of rounds of a vector, unless each round runs over all positions
+    in_loop = (
+        isinstance(rounds, int) and positions.size in LOOPED and jax.default_backend() == "cpu"
+    )
+    keys = jnp.stack(keys) if in_loop else keys
+
+    def two(i: Any, halves: Any) -> Any:
+        left, right = halves
+        left = _add(left, right, keys[2 * i], a)
+        return left, _add(right, left, keys[2 * i + 1], b)
 
     def encipher(x: Any) -> Any:
         right = x // a
-        left = x - right * a
-        for i, k in enumerate(keys):
-            if i % 2 == 0:
-                mixed = _add(left, right, k, a), right
-            else:
-                mixed = left, _add(right, left, k, b)
-            if not isinstance(rounds, int):
-                mixed = jax.tree.map(partial(jnp.where, i < rounds), mixed, (left, right))
-            left, right = mixed
-        return left * b + right
+        halves = x - right * a, right
+        if in_loop:
+            halves = lax.fori_loop(0, rounds // 2, two, halves)
+        else:
+            for i in range(len(keys) // 2):
+                mixed = two(i, halves)
+                if not isinstance(rounds, int):
+                    mixed = jax.tree.map(partial(jnp.where, 2 * i < rounds), mixed, halves)
+                halves = mixed
+        return halves[0] * b + halves[1]
 
     x = encipher(positions.astype(jnp.uint32))
     excess = a * b - size

@@ -23,6 +23,7 @@ from jaxsgd.pairs import (
     strong,
 )
 from jaxsgd.proximal import penalty_of
+from jaxsgd.samplers import FullBatch
 from jaxsgd.transformations import as_rule, rate_used
 
 
@@ -111,7 +112,12 @@ class Solver:
     def step(self, state: State, data: PyTree) -> tuple[State, Info]:
         """One step on the sampler's next batch: the new state, and what there is to tell."""
         batch, sampler = self.sampler_for(data).update(state.sampler)
-        return self.step_at(state._replace(sampler=sampler), data, batch)
+        return self.step_at(state._replace(sampler=sampler), self.rows_of(data), batch)
+
+    def rows_of(self, data: PyTree) -> PyTree:
+        """What `step_at` is given for the data: arrays that are a batch as a whole, as gathered."""
+        is_whole = isinstance(self.sampler, FullBatch) and type(self.gradient) is Minibatch
+        return Gathered(data) if is_whole and not isinstance(data, meshes.MeshRows) else data
 
     def step_on(
         self, state: State, rows: PyTree, weight: jax.Array | None = None
