@@ -22,7 +22,7 @@ from jaxsgd.memory import inner
 TRIED = (0, 9), (0, 11)  # versions of JAX; another one might make other demands on a kernel
 MARK = {"xla_cpu_small_call": "true", "inlineable": "false"}
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}  # a library, which a kernel cannot call
-MOST = 2**14  # numbers that an operation makes, or the larger side of a product with a vector
+MOST = 2**14  # numbers that an operation in a loop makes, or of a matrix times a vector
 PRODUCTS = 2**12  # multiplications of a product of matrices; above it the library pays
 
 # no sorting, scattering, convolution, factorisation, collective or callback
@@ -77,7 +77,7 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
                 if len(is_small) > 1000:  # keys hold losses and models alive
                     is_small.clear()
                 jaxpr = plain.trace(*args, **static).jaxpr.jaxpr
-                is_small[key] = all(map(_is_small, _equations(jaxpr)))
+                is_small[key] = all(_is_small(*found) for found in _equations(jaxpr))
             if is_small[key]:
                 try:
                     return marked(*args, **static)[0]
@@ -119,14 +119,15 @@ def _is_key(x: Any) -> bool:
     return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Any, in_loop: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The equations of a jaxpr and of all within it, and whether they are in a loop."""
     for equation in jaxpr.eqns:
-        yield equation
+        yield equation, in_loop
         for within in inner(equation.params):
-            yield from _equations(within)
+            yield from _equations(within, in_loop or equation.primitive.name in ("scan", "while"))
 
 
-def _is_small(equation: Any) -> bool:
+def _is_small(equation: Any, in_loop: bool) -> bool:
     name = equation.primitive.name
     if name in CALLS:
         return True
@@ -140,5 +141,5 @@ def _is_small(equation: Any) -> bool:
     return (
         name in OPERATIONS
         and all(_is_key(x) or x.dtype.name in DTYPES for x in made)
-        and max((math.prod(x.shape) for x in made), default=0) <= MOST
+        and (not in_loop or max((math.prod(x.shape) for x in made), default=0) <= MOST)
     )
