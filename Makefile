@@ -1,5 +1,5 @@
 # make run: train on the handwritten digits.  make test: lint, types and the whole suite.
-# Both create their environment first; only Python 3.11 or newer and make are needed.
+# make bench: jaxsgd beside its peers, about half an hour.  All create their environment first; only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -22,12 +22,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test
-	$(BIN)/python benchmarks/core.py
-	$(BIN)/python benchmarks/steps.py
-	$(BIN)/python benchmarks/streaming.py
-	$(BIN)/python benchmarks/sweeps.py
-	$(BIN)/python benchmarks/devices.py
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.devices
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsgd needs Python 3.11 or newer; give PYTHON=...")'
@@ -40,6 +39,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 clean:

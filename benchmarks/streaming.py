@@ -1,7 +1,7 @@
 """Rows on the disk: softmax regression over a memory map, beside resident data and PyTorch.
 
-    python benchmarks/streaming.py                  # a file of 4 GB in the temporary folder
-    python benchmarks/streaming.py --rows 200000    # a smaller one
+    python -m benchmarks.streaming                  # a file of 4 GB in the temporary folder
+    python -m benchmarks.streaming --rows 200000    # a smaller one
 
 Every contender is a process of its own and does the same work: batches of 256 rows of 784 float32,
 shuffled without replacement from the same file, which is in the page cache, one SGD step each. They

@@ -144,6 +144,15 @@ WORKS = {
         FEW,
         axis="rows",
     ),
+    "scaling-rows-wide": Work(
+        "softmax regression, 784 features, batch 64, 500 steps",
+        {
+            name: Training("softmax", n, 784, 64, -(-32_000 // n), 0.01, classes=10)
+            for name, n in powers(3, 6).items()
+        },
+        ("jaxsgd", "NumPy loop"),
+        axis="rows",
+    ),
     "scaling-batch": Work(
         "linear regression, 65,536 x 50, an epoch",
         by_batch(lambda b: Training("linear", 65_536, 50, b, 1, 0.01), *[4**k for k in range(8)]),
