@@ -15,7 +15,7 @@ from benchmarks.works import WORKS
 # many processes share an accelerator; none takes most of it ahead
 ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 SEEDS = 15  # of the first contender, by whose spread all are judged
-PATIENCE = 20.0  # seconds of rounds after which a contender has been heard
+PATIENCE = 10.0  # seconds of rounds after which a contender has been heard
 
 
 class Failed(Exception):
