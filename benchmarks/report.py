@@ -14,6 +14,21 @@ INTRODUCTION = """Made by `python -m benchmarks`. Contenders of a case take turn
 over the rounds, ratios medians of the rounds' ratios to the first contender. A first call prepares,
 traces, compiles and runs. The limit is what a step must move and multiply over what this machine
 copies and multiplies; where data stay in a cache it can be passed."""
+HIGHLIGHTS = (
+    ("seed", ""), ("airfoil-like", "1"), ("airfoil-like", "100"), ("two-class", "1"),
+    ("two-class", "8"), ("softmax", "64"), ("softmax", "60000"), ("mlp", ""), ("sweep-lines", ""),
+    ("sweep-softmax", ""), ("shuffle", "1e6"), ("start", ""),
+)  # fmt: skip
+COLUMNS = (
+    ("JAX by hand", "scan"), ("JAX by hand", "Optax"), ("JAX by hand", "jax.random"),
+    ("NumPy", "NumPy"), ("PyTorch", "PyTorch"), ("PyTorch", "torch."),
+)  # fmt: skip
+BRIEF = {
+    "Optax in a hand-written scan": "Optax in a scan",
+    "jitted Optax step fed from NumPy": "Optax step",
+    "hand-written scan under `jax.vmap`": "scan under `vmap`",
+    "permutation": "",
+}
 SCALES = {"us": 1e6, "ms": 1e3, "ns": 1e9, "s": 1.0}
 
 
@@ -182,18 +197,33 @@ def load(stem: str) -> dict[str, Any]:
 
 
 def readme_table(results: dict[str, Any]) -> str:
-    """A row for each work: jaxsgd's figure, and how many times as long the others take."""
-    lines = ["| work | jaxsgd | how many times as long the others take |", "|---|---|---|"]
-    for work, entry in results.items():
-        for case, found in entry["cases"].items():
-            first, *others = found
-            if "seconds" not in found[first]:
+    """What the README tells: jaxsgd's figure, and how many times as long others take."""
+    heads = "work", "jaxsgd", "JAX by hand", "NumPy", "PyTorch", "others"
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+    for work, case in HIGHLIGHTS:
+        found = results[work]["cases"][case]
+        first, *others = found
+        this = WORKS[work]
+        columns: dict[str, list[str]] = {head: [] for head in heads[2:]}
+        for name in others:
+            if "ratio" not in found[name] or "failed" in found[name]:
                 continue
-            title = WORKS[work].title + (f", {WORKS[work].axis} {case}" if case else "")
-            told = [f"{n} {short(found[n]['ratio'])} x" for n in others if "ratio" in found[n]]
-            value = f"{short(steady(work, case, found[first]))} {WORKS[work].unit}"
-            lines.append(f"| {title} | {value} | {', '.join(told)} |")
+            place = next((head for head, words in COLUMNS if words in name), heads[-1])
+            columns[place].append(f"{short(found[name]['ratio'])} x {brief(name)}".strip())
+        title = this.title + (f", {this.axis} {case}" if case else "")
+        value = f"{short(steady(work, case, found[first]))} {this.unit}"
+        cells = title, value, *(", ".join(told) for told in columns.values())
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def brief(name: str) -> str:
+    """A contender's name in the column of its library."""
+    if name in BRIEF:
+        return BRIEF[name]
+    for words in ("PyTorch, ", "PyTorch ", ", cold", "NumPy loop", "NumPy, ", "NumPy "):
+        name = name.replace(words, "")
+    return BRIEF.get(name, name)
 
 
 def write_readme(stem: str = "cpu") -> None:

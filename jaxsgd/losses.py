@@ -1,9 +1,11 @@
 """The forms of a loss.
 
 The losses themselves are Optax's: `squared_error` (y - yhat)^2 and half of it, `l2_loss`; logistic,
-`sigmoid_binary_cross_entropy`; softmax, `softmax_cross_entropy_with_integer_labels`; `huber_loss`;
-and `hinge_loss` max(0, 1 - y yhat) for y = -1 or 1, whose subgradient in JAX is -y below the hinge,
-0 above it, and halfway, -y/2, at it. Here is how a loss is handed over:
+`sigmoid_binary_cross_entropy`; softmax, `softmax_cross_entropy_with_integer_labels`, or
+`softmax_cross_entropy(logits, jax.nn.one_hot(label, k))`, with which a small run on a CPU is one
+kernel, as its gradient has no scatter; `huber_loss`; and `hinge_loss` max(0, 1 - y yhat) for y = -1
+or 1, whose subgradient in JAX is -y below the hinge, 0 above it, and halfway, -y/2, at it. Here is
+how a loss is handed over:
 
     RowLoss(fn)     fn(params, row) -> scalar            one row: the textbook's sum; the default
     RowsLoss(fn)    fn(params, rows) -> float[B]         a model that is batched already

@@ -17,7 +17,7 @@ from jaxsgd.penalties import L2, ElasticNet, kept
 from jaxsgd.permutation import permute
 from jaxsgd.tables import BROKEN, Table
 
-FORMAT = "jaxsgd model 1"
+FORMAT = "jaxsgd model 2"
 BINARY = ("logistic", "hinge")
 CLASSIFIERS = ("softmax", *BINARY)
 NUMBERS = {  # of one prediction and target
