@@ -116,7 +116,7 @@ def picture(work: str, entry: dict[str, Any], path: Path) -> None:
     fig, axes = plt.subplots(1, 1 + with_losses, figsize=(9 + 4 * with_losses, 4.5), squeeze=False)
     ax = axes[0, 0]
     if not this.axis:
-        bars(ax, work, entry)
+        dots(ax, work, entry)
     else:
         lines(ax, work, entry)
     ax.set_title(this.title, fontsize=10)
@@ -124,27 +124,28 @@ def picture(work: str, entry: dict[str, Any], path: Path) -> None:
         found = {float(case): found["jaxsgd"] for case, found in cases.items()}
         middle = [statistics.median(told["objective"]) for told in found.values()]
         axes[0, 1].plot(list(found), middle, "o-")
-        axes[0, 1].set(xscale="log", yscale="log", xlabel="batch size", ylabel="objective")
+        axes[0, 1].set(xscale="log", ylim=(0, None), xlabel="batch", ylabel="objective")
         axes[0, 1].set_title("the objective after 10 epochs", fontsize=10)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
 
-def bars(ax: Any, work: str, entry: dict[str, Any]) -> None:
+def dots(ax: Any, work: str, entry: dict[str, Any]) -> None:
     found = {n: t for n, t in entry["cases"][""].items() if "seconds" in t}
     values = [steady(work, "", told) for told in found.values()]
     names = [name.replace("`", "") for name in found]
     colours = ["C0" if "jaxsgd" in name else "0.6" for name in names]
-    ax.barh(names, values, color=colours)
+    ax.scatter(values, names, c=colours, s=60, zorder=2)
     for i, value in enumerate(values):
-        ax.text(value, i, f" {short(value)}", va="center", fontsize=8)
+        ax.annotate(short(value), (value, i), (8, 0), textcoords="offset points", va="center")
+    ax.grid(axis="y", color="0.9")
     least = limit_in_units(work, "", entry["machine"])
     if least:
         ax.axvline(least, color="C3", ls="--", lw=1, label="limit of bytes or operations")
-        ax.legend(loc="lower right", fontsize=8)
+        ax.legend(loc="upper right", fontsize=8)
     ax.set(xscale="log", xlabel=WORKS[work].unit)
-    ax.set_xlim(right=max(values) * 2.5)
+    ax.set_xlim(right=max(values) * 4)
     ax.invert_yaxis()
 
 
