@@ -47,19 +47,22 @@ def main() -> int:
         epilog="works: " + "; ".join(f"{name}: {work.title}" for name, work in WORKS.items()),
     )
     parser.add_argument("works", nargs="*", metavar="WORK", help="which (all, if none is named)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     parser.add_argument("--readme", action="store_true", help="only write the README's table anew")
     options = parser.parse_args()
     if options.readme:
         report.write_readme()
         return 0
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}, expected at least 1")
     unknown = [name for name in options.works if name not in WORKS]
     if unknown:
         parser.error(f"no work is named {unknown[0]!r}; there are {', '.join(WORKS)}")
 
     command = [sys.executable, "-m", "benchmarks.limits"]
     machine = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    device = machine.pop("device")
     is_fine = True
     for work in options.works or WORKS:
         cases: dict[str, Any] = {}
@@ -72,13 +75,11 @@ def main() -> int:
             print(f"\n### {where}: {WORKS[work].title}\n")
             print(report.table(work, case, cases[case], machine), flush=True)
             is_fine &= not any("failed" in told for told in cases[case].values())
-        devices = [t["device"] for found in cases.values() for t in found.values() if "device" in t]
-        device = next((d for d in devices if d != "cpu"), "cpu")
-        print(f"\n{device}", flush=True)
         entry = {"about": about(device), "machine": machine, "cases": cases}
         if not options.dry:
             stem = device.split(":")[0]
             report.save(report.load(stem) | {work: entry}, stem, [work])
+    print(f"\nmeasured on {device}")
     return 0 if is_fine else 1
 
 

@@ -40,19 +40,11 @@ def peak_mib() -> float:
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def device() -> str:
-    if "jax" in sys.modules:
-        found = sys.modules["jax"].local_devices()[0]
-        return (
-            found.platform if found.platform == "cpu" else f"{found.platform}: {found.device_kind}"
-        )
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name()}"
-    return "cpu"
+    used = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return used / unit
 
 
 def tell(**what: Any) -> None:
@@ -64,7 +56,7 @@ def main() -> None:
     task = WORKS[work].cases[case]
     module, function = CONTENDERS[name].split(":")
     try:
-        seconds, make = clock(lambda: getattr(import_module(f"benchmarks.{module}"), function))
+        make = getattr(import_module(f"benchmarks.{module}"), function)
         data = task.data()
         prepare = make(task, data)
         compile_seconds = compiling()
@@ -73,11 +65,11 @@ def main() -> None:
         return tell(cannot=str(refusal))
     except ModuleNotFoundError as missing:
         return tell(cannot=f"{missing.name} is not installed; it comes with the extra bench")
-    tell(imports=seconds, first=first, compile=sum(compile_seconds), device=device())
+    tell(first=first, compile=sum(compile_seconds), memory=peak_mib())
     for line in sys.stdin:
         run = prepare(int(line))
         seconds, result = clock(run)
-        tell(seconds=seconds, objective=task.objective(result, data), memory=peak_mib())
+        tell(seconds=seconds, objective=task.objective(result, data))
 
 
 if __name__ == "__main__":

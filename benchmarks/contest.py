@@ -13,8 +13,12 @@ from typing import Any
 from benchmarks.works import WORKS
 
 # many processes share an accelerator; none takes most of it ahead
-ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-SEEDS = 15  # of the first contender, by whose spread all are judged
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "JAX_TRACEBACK_FILTERING": "off",  # so that an error's last line tells it
+}
+SEEDS = 12  # of the first contender, by whose spread all are judged
 PATIENCE = 10.0  # seconds of rounds after which a contender has been heard
 
 
@@ -84,11 +88,11 @@ def contest(work: str, case: str, rounds: int, say: Callable[[str], None]) -> di
                     contender.run(seed)
                 except Failed as failure:
                     broken[contender.name] = {"failed": str(failure)}
-        first = next(iter(contenders), None)
-        spread = []
-        if first and first.runs and first.name not in broken:
+        spread, first = [], contenders[0] if contenders else None
+        if first and first.runs and first.name == WORKS[work].contenders[0]:
             say("other seeds")
-            spread = [first.run_once(seed)["objective"] for seed in range(rounds, SEEDS)]
+            with suppress(Failed):
+                spread = [first.run_once(seed)["objective"] for seed in range(rounds, SEEDS)]
     finally:
         for contender in contenders:
             contender.close()
@@ -100,7 +104,7 @@ def measured(contender: Contender) -> dict[str, Any]:
     if "cannot" in contender.about:
         return contender.about
     runs = {key: [run[key] for run in contender.runs] for key in ("seconds", "objective")}
-    return contender.about | runs | {"memory": contender.runs[-1]["memory"]}
+    return contender.about | runs
 
 
 def judged(found: dict[str, Any], others: list[float]) -> dict[str, Any]:

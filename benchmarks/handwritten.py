@@ -9,6 +9,14 @@ import numpy as np
 from benchmarks.tasks import Cannot, Grid, Shuffle, Training
 
 
+def batches(task: Training, rng: np.random.Generator) -> Any:
+    """An epoch's batches of rows: all of them as they lie, or some in a new order."""
+    if task.batch == task.rows:
+        return [slice(None)]
+    order = rng.permutation(task.rows)
+    return [order[i : i + task.batch] for i in range(0, task.rows, task.batch)]
+
+
 def numpy_loop(task: Training, data: Any) -> Callable[[int], Any]:
     """Backpropagation written out, one gather a step."""
     x, y = data
@@ -19,9 +27,7 @@ def numpy_loop(task: Training, data: Any) -> Callable[[int], Any]:
     def train(seed: int) -> Any:
         rng, layers = np.random.default_rng(seed), task.start()
         for _ in range(task.epochs):
-            order = rng.permutation(len(x))
-            for start in range(0, len(x), task.batch):
-                index = order[start : start + task.batch]
+            for index in batches(task, rng):
                 inputs = [x[index]]
                 for w, b in layers[:-1]:
                     inputs.append(np.maximum(inputs[-1] @ w + b, 0))
@@ -32,8 +38,8 @@ def numpy_loop(task: Training, data: Any) -> Callable[[int], Any]:
                 else:
                     z = np.exp(z - z.max(1, keepdims=True))
                     delta = z / z.sum(1, keepdims=True)
-                    delta[np.arange(len(index)), y[index]] -= 1
-                delta *= np.float32(1 / len(index))
+                    delta[np.arange(len(z)), y[index]] -= 1
+                delta *= np.float32(1 / len(z))
                 for i in reversed(range(len(layers))):
                     w, b = layers[i]
                     layers[i] = w - rate * (inputs[i].T @ delta), b - rate * delta.sum(0)
@@ -48,11 +54,9 @@ def numpy_line(task: Training, x: Any, y: Any, rate: Any, seed: int) -> Any:
     rng, rate = np.random.default_rng(seed), np.float32(rate)
     w, b = np.zeros(task.features, np.float32), np.float32(0)
     for _ in range(task.epochs):
-        order = rng.permutation(len(x))
-        for start in range(0, len(x), task.batch):
-            index = order[start : start + task.batch]
+        for index in batches(task, rng):
             rows = x[index]
-            slope = (rows @ w + b - y[index]) * np.float32(2 / len(index))
+            slope = (rows @ w + b - y[index]) * np.float32(2 / len(rows))
             w, b = w - rate * (rows.T @ slope), b - rate * slope.sum()
     return [(w[:, None], b[None])]
 
@@ -73,7 +77,12 @@ def numpy_grid(task: Grid, data: Any) -> Callable[[int], Any]:
 def numpy_permutation(task: Shuffle, data: None) -> Any:
     if task.count < task.rows:
         raise Cannot("only the whole order at once")
-    return lambda seed: lambda: np.random.default_rng(seed).permutation(task.rows)
+
+    def prepare(seed: int) -> Any:
+        rng = np.random.default_rng(seed)
+        return lambda: rng.permutation(task.rows)
+
+    return prepare
 
 
 def jax_permutation(task: Shuffle, data: None) -> Any:
@@ -128,9 +137,7 @@ def optax_step(task: Training, data: Any) -> Callable[[int], Any]:
     def train(seed: int) -> Any:
         rng, params, state = np.random.default_rng(seed), start, rule.init(start)
         for _ in range(task.epochs):
-            order = rng.permutation(len(x))
-            for begin in range(0, len(x), task.batch):
-                index = order[begin : begin + task.batch]
+            for index in batches(task, rng):
                 params, state = step(params, state, (x[index], y[index]))
         return jax.device_get(params)
 
@@ -152,16 +159,17 @@ def scan_of(task: Training) -> tuple[Any, Any]:
         def step(carry: Any, chosen: Any) -> Any:
             params, state = carry
             index, valid = chosen
-            rows = jax.tree.map(lambda x: x[index], data)
+            whole = task.batch == task.rows
+            rows = data if whole else jax.tree.map(lambda x: x[index], data)
             mean = lambda params: jnp.sum(valid * losses(params, rows)) / jnp.sum(valid)  # noqa: E731
             value, grads = jax.value_and_grad(mean)(params)
             updates, state = rule.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value
 
         def epoch(carry: Any, key: Any) -> Any:
-            order = jnp.pad(
-                jax.random.permutation(key, task.rows), (0, slots - task.rows), mode="edge"
-            )
+            whole = task.batch == task.rows
+            order = jnp.arange(slots) if whole else jax.random.permutation(key, task.rows)
+            order = jnp.pad(order, (0, slots - len(order)), mode="edge")
             valid = (jnp.arange(slots) < task.rows).astype(jnp.float32)
             batches = [x.reshape(-1, task.batch) for x in (order, valid)]
             return jax.lax.scan(step, carry, tuple(batches))
@@ -200,7 +208,7 @@ def vmapped_scan(task: Grid, data: Any) -> Callable[[int], Any]:
         keys = jax.random.split(jax.random.key(seed), task.seeds)
 
         def go() -> Any:
-            params, _ = jax.device_get(grid(start, data, rate, keys))
+            params = jax.device_get(grid(start, data, rate, keys)[0])
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params)
 
         return go

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,9 +13,10 @@ from benchmarks.tasks import Cannot, Grid, Shuffle, Training
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def tensors(data: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(task: Training, data: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and targets in the shapes and types that the losses take."""
     x, y = (torch.from_numpy(a) for a in data)
-    return x, y.long() if y.dtype == torch.int32 else y
+    return x, y.long() if task.classes > 1 else y.float()[:, None]
 
 
 def model_of(task: Training) -> torch.nn.Module:
@@ -32,10 +32,8 @@ def model_of(task: Training) -> torch.nn.Module:
 
 def cost_of(task: Training) -> Callable[[Any, Any], Any]:
     if task.model == "linear":
-        return lambda z, y: F.mse_loss(z[:, 0], y)
-    if task.classes == 1:
-        return lambda z, y: F.binary_cross_entropy_with_logits(z[:, 0], y.float())
-    return F.cross_entropy
+        return F.mse_loss
+    return F.binary_cross_entropy_with_logits if task.classes == 1 else F.cross_entropy
 
 
 def layers(model: torch.nn.Module) -> Any:
@@ -45,7 +43,7 @@ def layers(model: torch.nn.Module) -> Any:
 
 def loader(task: Training, data: Any) -> Callable[[int], Any]:
     """As its tutorials write it."""
-    rows, cost = TensorDataset(*tensors(data)), cost_of(task)
+    rows, cost = TensorDataset(*tensors(task, data)), cost_of(task)
 
     def prepare(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -70,7 +68,7 @@ def tuned(task: Training, data: Any, threads: int | None = None) -> Callable[[in
     """Tensors indexed by `torch.randperm`, or taken whole, and the fused rule."""
     if threads:
         torch.set_num_threads(threads)
-    (x, y), cost = (t.to(DEVICE) for t in tensors(data)), cost_of(task)
+    (x, y), cost = (t.to(DEVICE) for t in tensors(task, data)), cost_of(task)
 
     def prepare(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -99,29 +97,10 @@ def tuned(task: Training, data: Any, threads: int | None = None) -> Callable[[in
 one_thread = partial(tuned, threads=1)
 
 
-def grid(task: Grid, data: Any) -> Callable[[int], Any]:
-    """Tuned, run after run."""
-    torch.set_num_threads(1)
-
-    def prepare(seed: int) -> Any:
-        def go() -> Any:
-            runs = []
-            for rate in task.learning_rates():
-                train = tuned(Training(**{**vars(task.one), "rate": float(rate)}), data)
-                seeds = range(seed * task.seeds, (seed + 1) * task.seeds)
-                runs += [train(s)() for s in seeds]
-            return [tuple(np.stack(part) for part in zip(*layer, strict=True))
-                    for layer in zip(*runs, strict=True)]  # fmt: skip
-
-        return go
-
-    return prepare
-
-
 def func(task: Grid, data: Any) -> Callable[[int], Any]:
     """All runs at once by `torch.func`; the rates of a seed share its rows."""
     one, cost = task.one, cost_of(task.one)
-    (x, y) = (t.to(DEVICE) for t in tensors(data))
+    x, y = (t.to(DEVICE) for t in tensors(one, data))
     rate = torch.from_numpy(task.learning_rates()).to(DEVICE)[:, None, None, None]
 
     def loss(w: Any, b: Any, rows: Any, targets: Any) -> Any:

@@ -13,7 +13,9 @@ MARKS = "<!-- from benchmarks/results, by python -m benchmarks --readme -->", "<
 INTRODUCTION = """Made by `python -m benchmarks`. Contenders of a case take turns; times are medians
 over the rounds, ratios medians of the rounds' ratios to the first contender. A first call prepares,
 traces, compiles and runs. The limit is what a step must move and multiply over what this machine
-copies and multiplies; where data stay in a cache it can be passed."""
+copies and multiplies; where data stay in a cache it can be passed. The bare scan takes the steps
+alone, over batches gathered beforehand, each operation a task of XLA's: a run that is compiled as
+one kernel can pass it."""
 HIGHLIGHTS = (
     ("seed", ""), ("airfoil-like", "1"), ("airfoil-like", "100"), ("two-class", "1"),
     ("two-class", "8"), ("softmax", "64"), ("softmax", "60000"), ("mlp", ""), ("sweep-lines", ""),
@@ -57,6 +59,11 @@ def limit_in_units(work: str, case: str, machine: dict[str, float]) -> float | N
 
 def steady(work: str, case: str, told: dict[str, Any]) -> float:
     return statistics.median(told["seconds"]) * units(work, case)
+
+
+def is_fine(told: dict[str, Any]) -> bool:
+    """Whether a contender did the work."""
+    return "seconds" in told and "failed" not in told
 
 
 def short(value: float) -> str:
@@ -132,7 +139,7 @@ def picture(work: str, entry: dict[str, Any], path: Path) -> None:
 
 
 def dots(ax: Any, work: str, entry: dict[str, Any]) -> None:
-    found = {n: t for n, t in entry["cases"][""].items() if "seconds" in t}
+    found = {n: t for n, t in entry["cases"][""].items() if is_fine(t)}
     values = [steady(work, "", told) for told in found.values()]
     names = [name.replace("`", "") for name in found]
     colours = ["C0" if "jaxsgd" in name else "0.6" for name in names]
@@ -155,7 +162,7 @@ def lines(ax: Any, work: str, entry: dict[str, Any]) -> None:
         points = [
             (float(case), steady(work, case, found[name]))
             for case, found in cases.items()
-            if "seconds" in found.get(name, ())
+            if is_fine(found.get(name, {}))
         ]
         if points:
             style = {"color": "C0", "lw": 2.5, "zorder": 9} if i == 0 else {"color": f"C{i % 10}"}
@@ -207,7 +214,7 @@ def readme_table(results: dict[str, Any]) -> str:
         this = WORKS[work]
         columns: dict[str, list[str]] = {head: [] for head in heads[2:]}
         for name in others:
-            if "ratio" not in found[name] or "failed" in found[name]:
+            if not is_fine(found[name]):
                 continue
             place = next((head for head, words in COLUMNS if words in name), heads[-1])
             columns[place].append(f"{short(found[name]['ratio'])} x {brief(name)}".strip())

@@ -15,9 +15,7 @@ from benchmarks.tasks import Cannot, Training
 def fit(task: Training, data: Any) -> Callable[[int], Any]:
     warnings.simplefilter("ignore", ConvergenceWarning)
     x, y = data
-    if task.model == "softmax":
-        raise Cannot("SGDClassifier trains one class against the rest")
-    if task.model == "mlp":
+    if task.classes > 1:
         return perceptron(task, x, y)
     if task.batch > 1:
         raise Cannot("one row a step")
@@ -42,7 +40,7 @@ def fit(task: Training, data: Any) -> Callable[[int], Any]:
 def perceptron(task: Training, x: Any, y: Any) -> Callable[[int], Any]:
     def prepare(seed: int) -> Any:
         model = MLPClassifier(
-            task.hidden, solver="sgd", alpha=0.0, batch_size=task.batch, momentum=0.0, tol=0.0,
+            task.sizes[1:-1], solver="sgd", alpha=0.0, batch_size=task.batch, momentum=0.0, tol=0.0,
             learning_rate_init=task.rate, max_iter=1, n_iter_no_change=task.epochs + 1,
             random_state=seed, warm_start=True,
         )  # fmt: skip

@@ -22,7 +22,6 @@ CONTENDERS = {
     "jaxsgd, run after run": "ours:one_by_one",
     "hand-written scan under `jax.vmap`": "handwritten:vmapped_scan",
     "PyTorch, `torch.func`": "pytorch:func",
-    "PyTorch tuned, run after run": "pytorch:grid",
     "NumPy, run after run": "handwritten:numpy_grid",
     "`jaxsgd.permute`": "ours:permuted",
     "`jax.random.permutation`": "handwritten:jax_permutation",
@@ -51,7 +50,7 @@ class Work:
 
 NAMES = tuple(CONTENDERS)
 TRAINERS = NAMES[:10]
-FEW = ("jaxsgd", "NumPy loop", "PyTorch tuned, 1 thread")
+FEW = ("jaxsgd", "NumPy loop")
 
 
 def softmax(batch: int, epochs: int = 1) -> Training:
@@ -83,7 +82,7 @@ WORKS = {
     "two-class": Work(
         "logistic regression, 100,000 x 50, an epoch",
         by_batch(lambda b: Training("logistic", 100_000, 50, b, 1, 0.01), 1, 8, 32),
-        (*TRAINERS[:3], "PyTorch tuned, 1 thread", "scikit-learn", "bare scan"),
+        (*TRAINERS[:3], "scikit-learn", "bare scan"),
         axis="batch",
         unit="ns a row",
     ),
@@ -118,7 +117,6 @@ WORKS = {
             "jaxsgd, run after run",
             "hand-written scan under `jax.vmap`",
             "PyTorch, `torch.func`",
-            "PyTorch tuned, run after run",
         ),
         unit="us a step of a run",
     ),
@@ -137,7 +135,7 @@ WORKS = {
         unit="us",
     ),
     "scaling-rows": Work(
-        "linear regression, 50 features, batch 64, 10,000 steps",
+        "linear regression, 50 features, batch 64, 10,000 steps or an epoch",
         {
             name: Training("linear", n, 50, 64, -(-640_000 // n), 0.01)
             for name, n in powers(3, 7).items()
@@ -146,7 +144,7 @@ WORKS = {
         axis="rows",
     ),
     "scaling-rows-wide": Work(
-        "softmax regression, 784 features, batch 64, 500 steps",
+        "softmax regression, 784 features, batch 64, 500 steps or an epoch",
         {
             name: Training("softmax", n, 784, 64, -(-32_000 // n), 0.01, classes=10)
             for name, n in powers(3, 6).items()

@@ -229,7 +229,7 @@ def _advance(
     return select(fine, new, state), trace, fine
 
 
-@partial(jax.jit, static_argnames="size", donate_argnames="state")
+@kernels.jit(static_argnames="size", donate_argnames="state")
 def _until_not_finite(
     solver: Solver,
     state: State,

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxsgd.memory import inner
@@ -24,6 +23,8 @@ MARK = {"xla_cpu_small_call": "true", "inlineable": "false"}
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}  # a library, which a kernel cannot call
 MOST = 2**14  # numbers that an operation in a loop makes, or of a matrix times a vector
 PRODUCTS = 2**12  # multiplications of a product of matrices; above it the library pays
+
+LONGEST = 1500  # operations; XLA compiles a kernel of many more slowly than their tasks
 
 # no sorting, scattering, convolution, factorisation, collective or callback
 OPERATIONS = frozenset(
@@ -73,15 +74,19 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             if jax.config.jax_disable_jit or not _stand_alone(leaves):  # type: ignore[attr-defined]
                 return plain(*args, **static)
             key = tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
-            if key not in is_small:
-                if len(is_small) > 1000:  # keys hold losses and models alive
+            small = is_small.get(key)
+            if small is None:
+                equations = list(_equations(plain.trace(*args, **static).jaxpr.jaxpr))
+                small = len(equations) <= LONGEST and all(_is_small(*found) for found in equations)
+                if len(is_small) >= 100:  # keys hold losses and models alive
                     is_small.clear()
-                jaxpr = plain.trace(*args, **static).jaxpr.jaxpr
-                is_small[key] = all(_is_small(*found) for found in _equations(jaxpr))
-            if is_small[key]:
+                is_small[key] = small
+            if small:
                 try:
                     return marked(*args, **static)[0]
                 except jax.errors.JaxRuntimeError:
+                    if any(x.is_deleted() for x in leaves):  # donated: it was no refusal
+                        raise
                     is_small[key] = False
             return plain(*args, **static)
 
@@ -92,27 +97,33 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _read(args: Any) -> jax.Array:
-    """A number (uint32[]) from all arguments: XLA aborts where a kernel leaves one unread."""
-    read = jnp.zeros((), jnp.uint32)
+    """A number (bool[]) from all arguments: XLA aborts where a kernel leaves one unread."""
+    read = jnp.zeros((), bool)
     for x in jax.tree.leaves(args):
-        first = (jax.random.key_data(x) if _is_key(x) else x).ravel()[0]
-        if jnp.issubdtype(first.dtype, jnp.floating):
-            first = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
-        read = read ^ first.astype(jnp.uint32)
+        read = read ^ ((jax.random.key_data(x) if _is_key(x) else x).ravel()[0] != 0)
     return read
 
 
 def _stand_alone(leaves: list[Any]) -> bool:
-    """Whether these arguments are arrays on one CPU, and not traced."""
+    """Whether a program called with these is a program of its own, on one CPU."""
     is_tried = TRIED[0] <= jax.__version_info__ < TRIED[1]
     if not is_tried or jax.default_backend() != "cpu":
         return False
-    return not any(
-        isinstance(x, jax.core.Tracer)
-        or x.size == 0
-        or (not _is_key(x) and len(x.sharding.device_set) > 1)  # where a key lies is slow to ask
+    if isinstance(jnp.zeros(()), jax.core.Tracer):  # in a program whose arguments are not these
+        return False
+    return all(
+        not isinstance(x, jax.core.Tracer)
+        and x.size > 0
+        and (
+            _is_key(x) or (x.dtype.name in DTYPES and _is_on_a_cpu(x))
+        )  # a key's place is slow to ask
         for x in leaves
     )
+
+
+def _is_on_a_cpu(x: jax.Array) -> bool:
+    devices = x.sharding.device_set
+    return {str(d.platform) for d in devices} == {"cpu"} and len(devices) == 1
 
 
 def _is_key(x: Any) -> bool:

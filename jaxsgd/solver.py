@@ -117,7 +117,9 @@ class Solver:
     def rows_of(self, data: PyTree) -> PyTree:
         """What `step_at` is given for the data: arrays that are a batch as a whole, as gathered."""
         is_whole = isinstance(self.sampler, FullBatch) and type(self.gradient) is Minibatch
-        return Gathered(data) if is_whole and not isinstance(data, meshes.MeshRows) else data
+        if not is_whole or isinstance(data, meshes.MeshRows):
+            return data
+        return Gathered(jax.tree.map(jnp.asarray, data))
 
     def step_on(
         self, state: State, rows: PyTree, weight: jax.Array | None = None

@@ -24,12 +24,13 @@ def trained(name, task, data, seed=0):
     [
         Training("linear", 12, 3, 12, 4, 0.1),
         Training("mlp", 12, 3, 12, 4, 0.1, classes=3, hidden=5),
-        Training("logistic", 12, 3, 12, 4, 0.1),
+        Training("logistic", 12, 3, 5, 4, 0.1),  # the last batch of an epoch is short
     ],
 )
 def test_contenders_take_the_same_steps(task):
-    """A batch of all rows has no order, so that all must end at the same parameters."""
-    data = task.data()
+    """All must end at the same parameters, where all rows are in a batch, or are alike."""
+    x, y = task.data()
+    data = (x, y) if task.batch == task.rows else (np.tile(x[:1], (12, 1)), np.tile(y[:1], 12))
     expected = trained("NumPy loop", task, data)
     before = task.objective(task.start(), data)
     assert task.objective(expected, data) < before
@@ -48,7 +49,7 @@ def test_sweeps_train_the_same_runs():
     data = grid.data()
     expected = trained("NumPy, run after run", grid, data)
     assert expected[0][0].shape == (6, 2, 1)
-    for name in NAMES[11:16]:
+    for name in NAMES[11:15]:
         with jax.debug_key_reuse(False):  # ours runs with it elsewhere
             found = trained(name, grid, data)
         for mine, theirs in zip(found[0], expected[0], strict=True):
@@ -89,6 +90,7 @@ def test_a_contender_that_did_other_work_fails():
     table = report.table("seed", "", found, machine)
     assert "| absent | one row a step |" in table
     assert "failed: its objective is 1.06" in table
+    assert "| other |" in table
 
 
 def test_processes_take_turns(monkeypatch):
