@@ -36,22 +36,34 @@ def processor() -> str:
 
 
 def say(words: str) -> None:
-    print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="jaxsgd beside what a user would pick instead. Each contender is a process of "
-        "its own; they take turns, do the same work, and must reach the same objective.",
-        epilog="works: " + "; ".join(f"{name}: {work.title}" for name, work in WORKS.items()),
+        description="jaxsgd beside what a user would pick instead. Each contender is a process of\n"
+        "its own; they take turns, do the same work, and must reach the same objective.\n"
+        "Tables, pictures and all measurements are written to benchmarks/results.",
+        epilog="works, each a few minutes:\n"
+        + "\n".join(f"  {name:18}{work.title}" for name, work in WORKS.items())
+        + "\n\nwithout peers: python -m benchmarks.steps, .streaming, .devices",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("works", nargs="*", metavar="WORK", help="which (all, if none is named)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
-    parser.add_argument("--dry", action="store_true", help="print, and write nothing")
+    parser.add_argument("--no-write", action="store_true", help="print, and write nothing")
     parser.add_argument("--readme", action="store_true", help="only write the README's table anew")
     options = parser.parse_args()
     if options.readme:
+        if options.works or options.no_write:
+            parser.error("--readme goes alone: it only writes the README's table anew")
+        missing = [name for name, _ in report.HIGHLIGHTS if name not in report.load("cpu")]
+        if missing:
+            parser.error(
+                f"there are no results of {missing[0]} yet: python -m benchmarks {missing[0]}"
+            )
         report.write_readme()
         return 0
     if options.rounds < 1:
@@ -76,12 +88,15 @@ def main() -> int:
             print(report.table(work, case, cases[case], machine), flush=True)
             is_fine &= not any("failed" in told for told in cases[case].values())
         entry = {"about": about(device), "machine": machine, "cases": cases}
-        if not options.dry:
+        if not options.no_write:
             stem = device.split(":")[0]
             report.save(report.load(stem) | {work: entry}, stem, [work])
-    print(f"\nmeasured on {device}")
+    print(f"\nMeasured on {device}. {report.INTRODUCTION}")
     return 0 if is_fine else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the works that had ended are written")

@@ -84,6 +84,10 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             if small:
                 try:
                     return marked(*args, **static)[0]
+                except ValueError as error:
+                    # within another program, none of whose arguments is among these
+                    if "top-level" not in str(error):
+                        raise
                 except jax.errors.JaxRuntimeError:
                     if any(x.is_deleted() for x in leaves):  # donated: it was no refusal
                         raise
@@ -109,8 +113,6 @@ def _stand_alone(leaves: list[Any]) -> bool:
     is_tried = TRIED[0] <= jax.__version_info__ < TRIED[1]
     if not is_tried or jax.default_backend() != "cpu":
         return False
-    if isinstance(jnp.zeros(()), jax.core.Tracer):  # in a program whose arguments are not these
-        return False
     return all(
         not isinstance(x, jax.core.Tracer)
         and x.size > 0
@@ -122,8 +124,8 @@ def _stand_alone(leaves: list[Any]) -> bool:
 
 
 def _is_on_a_cpu(x: jax.Array) -> bool:
-    devices = x.sharding.device_set
-    return {str(d.platform) for d in devices} == {"cpu"} and len(devices) == 1
+    devices: Any = x.sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _is_key(x: Any) -> bool:

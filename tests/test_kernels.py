@@ -79,6 +79,26 @@ def test_transformed_runs_are_not_marked(marks):
     assert marks == []
 
 
+def test_a_run_on_concrete_arguments_within_another_program():
+    """None of its arguments is traced, and still it is no program of its own."""
+    solver, state, data = started(rule=optax.sgd(0.1))
+    within = jax.jit(lambda scale: scale * jaxsgd.run(solver, state, data, 5)[1].loss)(1.0)
+    np.testing.assert_allclose(within, jaxsgd.run(solver, state, data, 5)[1].loss, rtol=1e-5)
+
+
+def test_long_programs_are_not_marked(marks, monkeypatch):
+    monkeypatch.setattr(kernels, "LONGEST", 100)
+    jaxsgd.run(*started(), 3)
+    assert marks == []
+
+
+def test_a_full_batch_of_numpy_arrays_is_handed_to_the_loss_as_jax_arrays():
+    loss = jaxsgd.RowsLoss(lambda params, rows: jnp.square(rows[1].at[:].get() - params["bias"]))
+    solver, state, data = started(loss, jaxsgd.FullBatch())
+    after, _ = solver.step(state, jax.tree.map(np.asarray, data))
+    chex.assert_trees_all_close(after.params, solver.step(state, data)[0].params)
+
+
 def sorted_loss(params, row):
     return table.loss(params, row) + 0 * jnp.sort(params["weight"])[0]
 
