@@ -117,8 +117,8 @@ class Solver:
     def rows_of(self, data: PyTree) -> PyTree:
         """What `step_at` is given for the data: arrays that are a batch as a whole, as gathered."""
         is_whole = isinstance(self.sampler, FullBatch) and type(self.gradient) is Minibatch
-        if not is_whole or isinstance(data, meshes.MeshRows):
-            return data
+        if not is_whole or isinstance(data, meshes.MeshRows | jax.ShapeDtypeStruct):
+            return data  # of rows on the host only the shape is here
         return Gathered(jax.tree.map(jnp.asarray, data))
 
     def step_on(
