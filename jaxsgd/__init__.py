@@ -8,8 +8,10 @@ from jaxsgd.chunks import chunks
 from jaxsgd.dynamic import DynamicBatch
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
+from jaxsgd.fixed import FixedBatches
 from jaxsgd.gradients import Minibatch, take
 from jaxsgd.halving import Halved, Rung, halving
+from jaxsgd.importance import ImportanceSampled
 from jaxsgd.line_search import LineSearch
 from jaxsgd.loops import run, run_until
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
@@ -18,6 +20,7 @@ from jaxsgd.models import MLP, Linear, weights_only
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
 from jaxsgd.penalties import L1, L2, ElasticNet
 from jaxsgd.permutation import permute
+from jaxsgd.poisson import Poisson
 from jaxsgd.proximal import Proximal
 from jaxsgd.rules import SGD, Momentum, Nesterov
 from jaxsgd.samplers import Blocks, FullBatch, Sequential, Shuffled, WithReplacement
@@ -44,6 +47,7 @@ from jaxsgd.stopping import (
     SmallGradient,
     SmallStep,
 )
+from jaxsgd.strata import Stratified
 from jaxsgd.streaming import HostRows
 from jaxsgd.sweeps import sweep
 from jaxsgd.swept import Ranked, Sweep
@@ -72,10 +76,12 @@ __all__ = [
     "Ending",
     "Estimate",
     "ExponentialDecay",
+    "FixedBatches",
     "FromOptax",
     "FullBatch",
     "Halved",
     "HostRows",
+    "ImportanceSampled",
     "Info",
     "InverseTimeDecay",
     "LineSearch",
@@ -86,6 +92,7 @@ __all__ = [
     "Momentum",
     "Nesterov",
     "Objective",
+    "Poisson",
     "Proximal",
     "RMSProp",
     "Ranked",
@@ -102,6 +109,7 @@ __all__ = [
     "Solver",
     "State",
     "StepDecay",
+    "Stratified",
     "Sweep",
     "TailAverage",
     "WarmRestarts",

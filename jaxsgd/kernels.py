@@ -32,7 +32,7 @@ OPERATIONS = frozenset(
     "bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz concatenate "
     "convert_element_type copy copy_p cos cosh cumlogsumexp cummax cummin cumprod cumsum "
     "digamma div dynamic_slice eq erf erf_inv erfc exp exp2 expand_dims expm1 floor gather ge "
-    "gt integer_pow iota is_finite le lgamma log log1p logistic lt max min mul ne neg "
+    "gt integer_pow iota is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne neg "
     "nextafter not optimization_barrier or pad population_count pow random_bits "
     "random_fold_in random_seed random_split random_unwrap random_wrap reduce_and reduce_max "
     "reduce_min reduce_or reduce_precision reduce_prod reduce_sum rem reshape rev round rsqrt "

@@ -78,10 +78,31 @@ def permute_epoch(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: 
     return _walk(key, epoch, positions, np.uint32(size))
 
 
-def _walk(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: Any) -> jax.Array:
+def permute_each(
+    key: jax.Array, epoch: jax.Array, positions: jax.Array, salt: jax.Array, shape: Any
+) -> jax.Array:
+    """The same, each position of a permutation of its own size, in `shape`, and salt (uint32)."""
+    size, a, b, rounds = shape
+    return _walk(key, epoch, positions, size, (a, b, rounds), salt)
+
+
+def shapes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The shape of several sizes: themselves and sides a and b (uint32[K]), and rounds for all."""
+    a, b, rounds = _shape(sizes.astype(np.uint32))
+    return sizes.astype(np.uint32), a, b, int(rounds.max())
+
+
+def _walk(
+    key: jax.Array,
+    epoch: jax.Array,
+    positions: jax.Array,
+    size: Any,
+    shape: Any = None,
+    salt: Any = None,
+) -> jax.Array:
     """The network, applied until each position is inside; `size` is a NumPy scalar if static."""
     size = size.astype(np.uint32)
-    a, b, rounds = _shape(size)
+    a, b, rounds = _shape(size) if shape is None else shape
     keys: Any = _round_keys(key, epoch, rounds if isinstance(rounds, int) else MAX_ROUNDS)
     # a CPU waits for the chain of rounds of a vector, unless each round runs over all positions
     in_loop = (
@@ -91,11 +112,14 @@ def _walk(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: Any) -> 
 
     def two(i: Any, halves: Any) -> Any:
         left, right = halves
-        left = _add(left, right, keys[2 * i], a)
-        return left, _add(right, left, keys[2 * i + 1], b)
+        one, other = keys[2 * i], keys[2 * i + 1]
+        if salt is not None:
+            one, other = one ^ salt, other ^ salt
+        left = _add(left, right, one, a)
+        return left, _add(right, left, other, b)
 
     def encipher(x: Any) -> Any:
-        right = x // a
+        right = x // a if isinstance(a, np.uint32) else _quotient(x, a)
         halves = x - right * a, right
         if in_loop:
             halves = lax.fori_loop(0, rounds // 2, two, halves)
@@ -120,6 +144,13 @@ def _walk(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: Any) -> 
     return x.astype(jnp.int32)
 
 
+def _quotient(x: jax.Array, side: jax.Array) -> jax.Array:
+    """`x // side` of uint32 below 2**16 by floats, at most one off: integers are divided singly."""
+    quotient = (x.astype(jnp.float32) / side.astype(jnp.float32)).astype(jnp.uint32)
+    rest = (x - quotient * side).astype(jnp.int32)
+    return quotient + (rest >= side.astype(jnp.int32)) - (rest < 0)
+
+
 def _integers(array: Any, name: str) -> jax.Array:
     """As int32; what is outside 0..2**31-1 becomes -1."""
     xp = np if isinstance(array, np.ndarray | np.generic) else jnp
@@ -139,7 +170,7 @@ def _shape(size: Any) -> tuple[Any, Any, Any]:
     that factor it is 0, and no walk is compiled. Rounds are as many as pass the statistics in the
     tests: two adjacent rows keep a given distance too often by about size / b ** (rounds / 2).
     """
-    xp = np if isinstance(size, np.uint32) else jnp
+    xp = np if isinstance(size, np.uint32 | np.ndarray) else jnp
     root = xp.sqrt(size.astype(np.float32)).astype(np.uint32)  # within 1 of the root
     root = xp.where(root * root > size, root - 1, root)
     root = xp.where((root + 1) * (root + 1) <= size, root + 1, root).astype(np.int32)
@@ -151,19 +182,25 @@ def _shape(size: Any) -> tuple[Any, Any, Any]:
     best = xp.argmin(excess, axis=-1)[..., None]
     a, b = (xp.take_along_axis(side, best, -1)[..., 0] for side in (a, b))
     rounds = xp.where(size < 128, MAX_ROUNDS, xp.where(size < 2**16, 8, 6))
-    return a, b, int(rounds) if xp is np else rounds
+    return a, b, int(rounds) if isinstance(size, np.uint32) else rounds
 
 
 def _round_keys(key: jax.Array, epoch: Any, rounds: int) -> list[jax.Array]:
     """One word a round, from two hashes of the key's words and the epoch."""
-    epoch = epoch.astype(jnp.uint32)
-    hashes = [_mix(epoch + GOLDEN), _mix(epoch ^ GOLDEN)]
+    both = hashes(key, epoch)
+    return [mix(both[i % 2] + np.uint32(i * int(GOLDEN) % 2**32)) for i in range(rounds)]
+
+
+def hashes(key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two words (uint32) of a key and a number (an integer array), of its shape."""
+    number = number.astype(jnp.uint32)
+    one, other = mix(number + GOLDEN), mix(number ^ GOLDEN)
     for word in jax.random.key_data(key):
-        hashes = [_mix(hashes[0] ^ word) + GOLDEN, _mix(hashes[1] + word) ^ GOLDEN]
-    return [_mix(hashes[i % 2] + np.uint32(i * int(GOLDEN) % 2**32)) for i in range(rounds)]
+        one, other = mix(one ^ word) + GOLDEN, mix(other + word) ^ GOLDEN
+    return one, other
 
 
-def _mix(h: Any) -> Any:
+def mix(h: Any) -> Any:
     """A 32-bit finaliser with low bias (constants by Wellons, "Hash prospector", 2018)."""
     h = (h ^ (h >> 16)) * np.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)

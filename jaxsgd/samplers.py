@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgd import checks
+from jaxsgd.draws import below, words
 from jaxsgd.pairs import Batch, part, static
 from jaxsgd.permutation import permute_epoch
 
@@ -47,7 +48,7 @@ def _check(self: Any) -> None:
         object.__setattr__(self, "batch_size", count)
 
 
-def _size(self: Any) -> int:
+def size_of(self: Any) -> int:
     if self.size is None:
         raise ValueError(
             f"{self} has no size; give size=, the number of rows, or let a Solver do so"
@@ -57,7 +58,7 @@ def _size(self: Any) -> int:
 
 def _steps_per_epoch(self: Any) -> int:
     """The number of batches in which an epoch's rows are visited."""
-    whole, rest = divmod(_size(self), self.batch_size)
+    whole, rest = divmod(size_of(self), self.batch_size)
     return whole + (rest > 0 and not getattr(self, "drop_last", False))
 
 
@@ -121,7 +122,7 @@ class FullBatch:
     @property
     def batch_size(self) -> int:
         """All rows."""
-        return _size(self)
+        return size_of(self)
 
     def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
         """The rows (int32) at some positions of an epoch: those very numbers."""
@@ -129,7 +130,7 @@ class FullBatch:
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """The same batch at every step."""
-        return Batch(jnp.arange(_size(self), dtype=jnp.int32), _uniform(_size(self)))
+        return Batch(jnp.arange(size_of(self), dtype=jnp.int32), _uniform(size_of(self)))
 
 
 @part
@@ -204,7 +205,7 @@ class Shuffled:
 
     def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
         """The rows (int32) at some positions of an epoch's order."""
-        return permute_epoch(checks.key(key), epoch, positions, _size(self))
+        return permute_epoch(checks.key(key), epoch, positions, size_of(self))
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
@@ -239,9 +240,8 @@ class WithReplacement:
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
-        key = jax.random.fold_in(checks.key(key), step)
-        index = jax.random.randint(key, (self.batch_size,), 0, _size(self), jnp.int32)
-        return Batch(index, _uniform(self.batch_size))
+        drawn = words(checks.key(key), jnp.asarray(step, jnp.int32), self.batch_size)
+        return Batch(below(drawn, size_of(self)), _uniform(self.batch_size))
 
 
 @part
@@ -291,7 +291,7 @@ class Blocks:
     @property
     def window_rows(self) -> int:
         """How many rows are shuffled together."""
-        return min(self.window * self.block, _size(self))
+        return min(self.window * self.block, size_of(self))
 
     def batch(self, key: jax.Array, step: Any) -> Batch:
         """Batch `step` (int32[]) of the run with this key."""
@@ -300,7 +300,7 @@ class Blocks:
 
     def rows(self, key: jax.Array, epoch: Any, positions: jax.Array) -> jax.Array:
         """The rows (int32) at some positions of an epoch's order."""
-        n, together, key = _size(self), self.window_rows, checks.key(key)
+        n, together, key = size_of(self), self.window_rows, checks.key(key)
         windows = -(-n // together)
         last = n - (windows - 1) * together
         begin = epoch * (windows + 2)  # so that no two of an epoch's permutations are the same one

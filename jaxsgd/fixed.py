@@ -1,0 +1,101 @@
+"""Batches given as arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.gradients import take
+from jaxsgd.pairs import Batch, part, static
+from jaxsgd.samplers import advance, begin
+
+
+@part
+class FixedBatches:
+    """Batches given by the user, one after the other, and again from the first.
+
+    Step t takes the rows `index[t mod T]` with the weights `weight[t mod T]`: another library's
+    order, or one made beforehand.
+
+    Args:
+      index: int[T, B], or T sequences of rows, of different lengths too, such as
+        `list(torch.utils.data.BatchSampler(...))`; short ones are padded. A leaf.
+      weight: float[T, B], None for 1 / B each, and 1 / length in a padded batch. Not scaled: for an
+        unbiased gradient those of a batch sum to 1. A leaf.
+      size: n, the number of rows, filled in by the solver.
+
+    Raises:
+      TypeError: rows that are no integers.
+      ValueError: no batch, an empty one, rows outside 0..n-1, weights of another shape.
+
+    >>> sampler = jaxsgd.FixedBatches([[2, 0], [1]], size=3)
+    >>> sampler.batch(jax.random.key(0), 1)
+    Batch(index=Array([1, 1], dtype=int32), weight=Array([1., 0.], dtype=float32))
+    """
+
+    index: Any
+    weight: Any = None
+    size: int | None = static(default=None)
+
+    init = begin
+    update = advance
+
+    def __post_init__(self) -> None:
+        index, weight = self.index, self.weight
+        if isinstance(index, jax.core.Tracer):
+            return
+        if not isinstance(index, np.ndarray | jax.Array):
+            index, own = _padded(index)
+            weight = own if weight is None else weight
+        index = np.asarray(index)
+        if index.ndim != 2 or index.size == 0 or index.dtype.kind not in "iu":
+            raise TypeError(
+                f"FixedBatches's index is an array of {index.dtype} of shape {index.shape}, "
+                "expected integers of shape (steps, batch size), or a list of batches"
+            )
+        most = checks.MAX_SIZE if self.size is None else self.size
+        if index.min() < 0 or index.max() >= most:
+            raise ValueError(
+                f"FixedBatches's index has rows {index.min()} to {index.max()}, expected them in "
+                f"0..{most - 1}"
+            )
+        if weight is None:
+            weight = np.full(index.shape, 1 / index.shape[1])
+        if np.shape(weight) != index.shape:
+            raise ValueError(
+                f"FixedBatches's weight is of shape {np.shape(weight)}, expected that of its "
+                f"index, {index.shape}"
+            )
+        object.__setattr__(self, "index", jnp.asarray(index, jnp.int32))
+        object.__setattr__(self, "weight", jnp.asarray(weight, float))
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of slots of a batch."""
+        return int(self.index.shape[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """T, the number of batches."""
+        return int(self.index.shape[-2])
+
+    def batch(self, key: jax.Array, step: Any) -> Batch:
+        """Batch `step` (int32[]); the key plays no part."""
+        turn = jax.lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(self.steps_per_epoch))
+        return Batch(*take((self.index, self.weight), turn))
+
+
+def _padded(batches: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Batches of different lengths as two arrays, filled up with the last row at weight 0."""
+    rows = [np.asarray(batch) for batch in batches]
+    if not rows or any(batch.ndim != 1 or batch.size == 0 for batch in rows):
+        told = [batch.shape for batch in rows]
+        raise ValueError(
+            f"FixedBatches's batches are of shapes {told}, expected one row or more each"
+        )
+    most = max(len(batch) for batch in rows)
+    index = np.stack([np.pad(batch, (0, most - len(batch)), mode="edge") for batch in rows])
+    length = np.array([[len(batch)] for batch in rows])
+    return index, np.where(np.arange(most) < length, 1 / length, 0)

@@ -1,0 +1,144 @@
+"""Rows drawn with probabilities of their own."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import checks
+from jaxsgd.draws import rounds, words
+from jaxsgd.gradients import take
+from jaxsgd.pairs import Batch, part, static
+
+SPARE = 2**18  # words kept for what a float32 sum is wrong by, at most 64 roundings a level
+SUMMED = 64
+MOST = np.uint32(2**32 - 1)
+
+
+class ImportanceState(NamedTuple):
+    """A key, the number of batches drawn, and the table that rows are drawn by."""
+
+    key: jax.Array
+    step: jax.Array  # int32[]
+    last: jax.Array  # uint32[n, padded to a power of two]: the last of a row's words of 2**32
+    scale: jax.Array  # float[]: 2**32 / n, NaN if the probabilities were none
+
+
+@part
+class ImportanceSampled:
+    """Rows drawn with replacement, row i with probability p_i (importance sampling).
+
+    `P(index[j] = i) = p_i` and `weight[j] = 1 / (B n p_index[j])`, so that the estimate is unbiased
+    whatever p; its variance is least for p_i in proportion to the norm of row i's gradient. Of the
+    2**32 values of a random word each row has its share, in whole numbers, at least one, and the
+    weights are those of the shares: no rounding makes a bias. A draw takes `log2 n` looks into
+    a table that `init` derives: where p changes in the middle of a run, go on from
+    `state._replace(sampler=sampler.renewed(state.sampler))`.
+
+    Args:
+      probabilities: float[n], above 0, in proportion: they are scaled to sum to 1. A share of 1e-4
+        of the draws, n / 2**31 where n is large, is spread over all rows alike. A leaf.
+      batch_size: B, the number of rows of a batch, at least 1; it may exceed n.
+
+    Raises:
+      ValueError: a probability that is not above 0 (a row that is never drawn would bias the
+        gradient; to leave rows out, give the solver a `row_weight`) or not finite. Traced ones like
+        that give weights, and so a loss, of NaN.
+
+    Zhao and Zhang, "Stochastic optimization with importance sampling" (2015).
+
+    >>> sampler = jaxsgd.ImportanceSampled(jnp.array([0.25, 0.25, 0.5]), 4)
+    >>> batch = sampler.batch(jax.random.key(0), 0)
+    >>> batch.index.tolist(), batch.weight.round(3).tolist()
+    """
+
+    probabilities: Any
+    batch_size: int = static()
+
+    def __post_init__(self) -> None:
+        given = self.probabilities
+        name = "ImportanceSampled's probabilities"
+        size = checks.integer(self.batch_size, "ImportanceSampled's batch_size", 1)
+        object.__setattr__(self, "batch_size", size)
+        if isinstance(given, jax.core.Tracer):
+            return
+        checks.weights(given, name)
+        if not np.all(np.asarray(given, np.float32) > 0):
+            raise ValueError(
+                f"{name} are 0 for some row, which would bias the gradient, expected all above 0; "
+                "to leave rows out, give the solver a row_weight"
+            )
+        object.__setattr__(self, "probabilities", jnp.asarray(given, jnp.float32))
+
+    @property
+    def size(self) -> int:
+        """n, the number of rows."""
+        return int(self.probabilities.shape[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """What it calls an epoch: `ceil(n / B)` steps, which draw n rows."""
+        return -(-self.size // self.batch_size)
+
+    def init(self, key: jax.Array) -> ImportanceState:
+        """The state before the first batch, with its table. `key` is folded only."""
+        return self.renewed(
+            ImportanceState(checks.key(key), jnp.zeros((), jnp.int32), *(None,) * 2)
+        )
+
+    def renewed(self, state: ImportanceState) -> ImportanceState:
+        """The state with the table of these probabilities, at the same step."""
+        return state._replace(**_table(self.probabilities))
+
+    def update(self, state: ImportanceState) -> tuple[Batch, ImportanceState]:
+        """The next batch, and the state after it."""
+        word = words(state.key, state.step, self.batch_size)[0]
+        index, share = _found(state.last, word)
+        weight = state.scale / self.batch_size / share
+        return Batch(index, weight), state._replace(step=state.step + 1)
+
+    def batch(self, key: jax.Array, step: Any) -> Batch:
+        """Batch `step` (int32[]) of the run with this key; it makes the table anew."""
+        return self.update(self.init(key)._replace(step=jnp.asarray(step, jnp.int32)))[0]
+
+
+@jax.jit
+def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
+    """2**32 words shared out to rows: the last word of each, in whole numbers."""
+    n = probabilities.shape[0]
+    total = _sum(probabilities.astype(jnp.float32))
+    is_valid = jnp.all(probabilities > 0) & jnp.isfinite(total)
+    share = (probabilities * (float(2**32 - n - SPARE) / total)).astype(jnp.uint32)
+    rest = -jnp.sum(share, dtype=jnp.uint32)  # modulo 2**32: what is left, at least n
+    more = jnp.arange(n, dtype=jnp.uint32) < rest % np.uint32(n)
+    last = jnp.cumsum(share + rest // np.uint32(n) + more, dtype=jnp.uint32) - 1
+    last = jnp.pad(last, (0, 2 ** (n - 1).bit_length() - n), constant_values=MOST)
+    return {"last": last, "scale": jnp.where(is_valid, 2**32 / n, jnp.nan).astype(float)}
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """A sum of few roundings: one of float32 in a row stops growing at some ten million rows."""
+    while x.size > 1:
+        x = jnp.pad(x, (0, -x.size % SUMMED)).reshape(-1, SUMMED).sum(-1)
+    return x.reshape(())
+
+
+def _found(last: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rows (int32) that the words draw, and how many words (float) do draw each of them."""
+    bits = (last.shape[0] - 1).bit_length()
+
+    def look(i: Any, found: Any) -> Any:
+        """Half of what is left: a row's last word is `above`, that of the one before it `below`."""
+        index, below, above = found
+        ahead = index + (jnp.int32(2 ** max(bits - 1, 0)) >> i)
+        value = take(last, ahead - 1)
+        is_beyond = value < word
+        pick = partial(jnp.where, is_beyond)
+        return pick(ahead, index), pick(value, below), pick(above, value)
+
+    most = jnp.full(word.shape, MOST)  # also -1, the word before the first
+    found = jnp.zeros(word.shape, jnp.int32), most, most
+    index, below, above = rounds(bits, look, found)
+    return index, (above - below - 1).astype(float) + 1
