@@ -1,10 +1,12 @@
 """Minibatch stochastic gradient descent in JAX: a whole training run as a pure value."""
 
 from jaxsgd import plots, problems
+from jaxsgd.accumulation import Accumulated
 from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.averaging import EMA, TailAverage, averaged
 from jaxsgd.checkpoints import restore, save
 from jaxsgd.chunks import chunks
+from jaxsgd.clipping import PerExampleClipped
 from jaxsgd.dynamic import DynamicBatch
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.fit import Result, fit
@@ -16,7 +18,8 @@ from jaxsgd.line_search import LineSearch
 from jaxsgd.loops import run, run_until
 from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
 from jaxsgd.meshes import MeshRows, process_rows
-from jaxsgd.models import MLP, Linear, weights_only
+from jaxsgd.models import MLP, Linear, ModelLoss, weights_only
+from jaxsgd.noise import Noise, NoiseScale, noise_scale
 from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
 from jaxsgd.penalties import L1, L2, ElasticNet
 from jaxsgd.permutation import permute
@@ -35,6 +38,7 @@ from jaxsgd.schedules import (
     Warmup,
 )
 from jaxsgd.shards import Sharded
+from jaxsgd.smoothness import Smoothness, smoothness
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import (
     AnyOf,
@@ -52,13 +56,17 @@ from jaxsgd.streaming import HostRows
 from jaxsgd.sweeps import sweep
 from jaxsgd.swept import Ranked, Sweep
 from jaxsgd.transformations import FromOptax
+from jaxsgd.variance import SAGA, SVRG
 
 __all__ = [
     "EMA",
     "L1",
     "L2",
     "MLP",
+    "SAGA",
     "SGD",
+    "SVRG",
+    "Accumulated",
     "AdaGrad",
     "Adam",
     "AnyOf",
@@ -89,9 +97,13 @@ __all__ = [
     "LinearDecay",
     "MeshRows",
     "Minibatch",
+    "ModelLoss",
     "Momentum",
     "Nesterov",
+    "Noise",
+    "NoiseScale",
     "Objective",
+    "PerExampleClipped",
     "Poisson",
     "Proximal",
     "RMSProp",
@@ -106,6 +118,7 @@ __all__ = [
     "Shuffled",
     "SmallGradient",
     "SmallStep",
+    "Smoothness",
     "Solver",
     "State",
     "StepDecay",
@@ -120,6 +133,7 @@ __all__ = [
     "evaluate",
     "fit",
     "halving",
+    "noise_scale",
     "number",
     "part",
     "permute",
@@ -130,6 +144,7 @@ __all__ = [
     "run",
     "run_until",
     "save",
+    "smoothness",
     "static",
     "sweep",
     "take",

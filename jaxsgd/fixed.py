@@ -27,8 +27,9 @@ class FixedBatches:
       size: n, the number of rows, filled in by the solver.
 
     Raises:
-      TypeError: rows that are no integers.
-      ValueError: no batch, an empty one, rows outside 0..n-1, weights of another shape.
+      TypeError: rows that are no integers, or not of two axes.
+      ValueError: no batch in a list, or an empty one, rows outside 0..n-1, or weights of another
+        shape.
 
     >>> sampler = jaxsgd.FixedBatches([[2, 0], [1]], size=3)
     >>> sampler.batch(jax.random.key(0), 1)

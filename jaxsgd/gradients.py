@@ -48,6 +48,11 @@ class Minibatch:
             isinstance(self.loss, RowsLoss) and not self.loss.stateful
         )
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it draws numbers for its rows."""
+        return self.loss.keyed
+
     def init(
         self, params: PyTree, data: PyTree, key: jax.Array, carry: PyTree = None
     ) -> GradientState:

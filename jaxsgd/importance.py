@@ -43,6 +43,7 @@ class ImportanceSampled:
       batch_size: B, the number of rows of a batch, at least 1; it may exceed n.
 
     Raises:
+      TypeError: probabilities that are no array.
       ValueError: a probability that is not above 0 (a row that is never drawn would bias the
         gradient; to leave rows out, give the solver a `row_weight`) or not finite. Traced ones like
         that give weights, and so a loss, of NaN.
@@ -51,7 +52,8 @@ class ImportanceSampled:
 
     >>> sampler = jaxsgd.ImportanceSampled(jnp.array([0.25, 0.25, 0.5]), 4)
     >>> batch = sampler.batch(jax.random.key(0), 0)
-    >>> batch.index.tolist(), batch.weight.round(3).tolist()
+    >>> batch.index.tolist(), (12 * batch.weight).round(2).tolist()  # 1 / (B n p) = 1/3, 1/6
+    ([2, 0, 2, 1], [2.0, 4.0, 2.0, 4.0])
     """
 
     probabilities: Any
@@ -84,16 +86,15 @@ class ImportanceSampled:
 
     def init(self, key: jax.Array) -> ImportanceState:
         """The state before the first batch, with its table. `key` is folded only."""
-        return self.renewed(
-            ImportanceState(checks.key(key), jnp.zeros((), jnp.int32), *(None,) * 2)
-        )
+        step = jnp.zeros((), jnp.int32)
+        return ImportanceState(checks.key(key), step, **_table(self.probabilities))
 
     def renewed(self, state: ImportanceState) -> ImportanceState:
         """The state with the table of these probabilities, at the same step."""
         return state._replace(**_table(self.probabilities))
 
     def update(self, state: ImportanceState) -> tuple[Batch, ImportanceState]:
-        """The next batch, and the state after it."""
+        """The next batch by the state's table, and the state after it."""
         word = words(state.key, state.step, self.batch_size)[0]
         index, share = _found(state.last, word)
         weight = state.scale / self.batch_size / share

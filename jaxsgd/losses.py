@@ -64,19 +64,20 @@ class RowLoss:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_callable(self.fn, "RowLoss's fn"))
 
+    def one(self, params: PyTree, row: PyTree, key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
+        """The loss (float[]), aux and carry of one row, with a key of its own."""
+        loss, aux, new = _call(self, (params, row), key, carry)
+        if jnp.shape(loss) != ():
+            raise TypeError(
+                f"the loss {self.fn!r} returned {_shape_of(loss)} for one row, expected a "
+                f"scalar: it is given one row, of shape {jax.tree.map(jnp.shape, row)}; the "
+                f"forms of a loss are {FORMS}"
+            )
+        return _float(loss, self), aux, new if self.stateful else None
+
     def each(self, params: PyTree, rows: PyTree, key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
         """The losses (float[B]), aux and carries of each row."""
-
-        def one(row: PyTree, key: Any) -> tuple[Any, Any, Any]:
-            loss, aux, new = _call(self, (params, row), key, carry)
-            if jnp.shape(loss) != ():
-                raise TypeError(
-                    f"the loss {self.fn!r} returned {_shape_of(loss)} for one row, expected a "
-                    f"scalar: it is given one row, of shape {jax.tree.map(jnp.shape, row)}; the "
-                    f"forms of a loss are {FORMS}"
-                )
-            return _float(loss, self), aux, new if self.stateful else None
-
+        one = lambda row, key: self.one(params, row, key, carry)  # noqa: E731
         if not self.keyed:
             return jax.vmap(one, (0, None))(rows, None)
         count = jax.tree.leaves(rows)[0].shape[0]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsgd import checks
-from jaxsgd.gradients import Minibatch, take
+from jaxsgd.gradients import take
 from jaxsgd.pairs import Batch, Estimate, PyTree, part, static
 from jaxsgd.samplers import Shuffled, for_rows
 from jaxsgd.shards import Sharded, counts
@@ -223,7 +223,7 @@ def _summed(
             f"a batch has {slots} slots, expected a multiple of the {data.shards} shards of "
             "MeshRows, drawn by solver.sampler_for(rows)"
         )
-    is_keyed = isinstance(gradient, Minibatch) and gradient.loss.keyed
+    is_keyed = getattr(gradient, "is_keyed", False)
 
     def local(rows: PyTree, first: jax.Array, params: PyTree, batch: Batch, state: Any) -> Any:
         held = checks.rows(rows)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxsgd import checks
-from jaxsgd.pairs import PyTree, part, static
+from jaxsgd.pairs import PyTree, as_callable, part, static
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
 INITS = {
@@ -67,6 +67,14 @@ class Linear:
         """The output (float[k] or float[]) for a row (float[d]); rows (float[..., d]) do too."""
         return x @ params["weight"].T + params["bias"]
 
+    def layers(self, params: PyTree) -> tuple[PyTree, ...]:
+        """The layers of params: one."""
+        return (params,)
+
+    def of_layers(self, layers: tuple[PyTree, ...]) -> PyTree:
+        """Params of such layers."""
+        return layers[0]
+
 
 @part
 class MLP:
@@ -121,6 +129,79 @@ class MLP:
         for layer in hidden:
             x = jax.nn.relu(x @ layer["weight"].T + layer["bias"])
         return x @ last["weight"].T + last["bias"]
+
+    def layers(self, params: PyTree) -> tuple[PyTree, ...]:
+        """The layers of params: those very ones."""
+        return tuple(params)
+
+    def of_layers(self, layers: tuple[PyTree, ...]) -> PyTree:
+        """Params of such layers."""
+        return layers
+
+
+@part
+class ModelLoss:
+    """The loss of a model's output: `fn(model(params, x), y)` of a row `(x, y)`.
+
+    A loss as any other, and one that a gradient can look into: the gradient of a row in a layer's
+    weights is the outer product of its error and its input. So `PerExampleClipped` knows its norm
+    without making it, and `SAGA` keeps a row's error instead of its gradient.
+
+    Args:
+      model: `Linear` or `MLP`.
+      fn: `fn(output, y) -> scalar`, such as `optax.squared_error`; a function or callable pytree.
+
+    >>> model = jaxsgd.Linear(2)
+    >>> loss = jaxsgd.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
+    >>> float(loss(model.init(jax.random.key(0)), (jnp.ones(2), 1.0)))
+    0.6931471824645996
+    """
+
+    model: Any
+    fn: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Linear | MLP):
+            raise TypeError(
+                f"ModelLoss's model is {self.model!r}, expected jaxsgd.Linear or jaxsgd.MLP; for "
+                "another model a loss is a function of (params, row)"
+            )
+        object.__setattr__(self, "fn", as_callable(self.fn, "ModelLoss's fn"))
+
+    def __call__(self, params: PyTree, row: PyTree) -> jax.Array:
+        """The loss (float[]) of a row (x, y)."""
+        x, y = row
+        return self.fn(self.model(params, x), y)
+
+    def errors(
+        self, params: PyTree, rows: PyTree
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """The losses (float[B]), and each layer's errors (float[B, k]) and inputs (float[B, m]).
+
+        An error is the slope of a row's loss along the layer's sums (backpropagation's delta).
+        """
+        x, y = rows
+        layers = self.model.layers(params)
+
+        def losses(shifts: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            inputs: list[jax.Array] = []
+            output = x
+            for layer, shift in zip(layers, shifts, strict=True):
+                inputs.append(jax.nn.relu(output) if inputs else output)
+                output = inputs[-1] @ layer["weight"].T + layer["bias"] + shift
+            return jax.vmap(self.fn)(output, y), tuple(inputs)
+
+        count = x.shape[:1]
+        shifts = tuple(jnp.zeros(count + x["bias"].shape, x["bias"].dtype) for x in layers)
+        values, back, inputs = jax.vjp(losses, shifts, has_aux=True)
+        return values, back(jnp.ones_like(values))[0], inputs
+
+    def summed(self, weighted: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]) -> PyTree:
+        """The sum over rows of the gradients that have these errors, weights included."""
+        pairs = zip(weighted, inputs, strict=True)
+        return self.model.of_layers(
+            tuple({"bias": e.sum(0), "weight": jnp.tensordot(e, x, (0, 0))} for e, x in pairs)
+        )
 
 
 def weights_only(params: PyTree) -> PyTree:

@@ -140,6 +140,7 @@ class Estimate(NamedTuple):
     loss: jax.Array  # float[]: the weighted sum of the losses
     grads: PyTree  # like params, float32 (float64 where the parameter is float64)
     aux: PyTree = None  # the weighted sum of the loss's aux, where it has any
+    noise: Any = None  # a `Noise`, of `NoiseScale`
 
 
 class Info(NamedTuple):
@@ -152,6 +153,7 @@ class Info(NamedTuple):
     update_norm: Any = None  # float[]: Euclidean norm of the updates that the rule returned
     aux: Any = None  # what the loss returned beside itself, averaged with the weights
     learning_rate: Any = None  # float[]: the rate of this step; None where the rule tells none
+    noise: Any = None  # a `Noise`: the gradient's variance, where the gradient is a `NoiseScale`
     finite: Any = None  # bool[]: loss, gradient and the parameters after the step are all finite
 
 
@@ -227,6 +229,11 @@ def accumulator_of(tree: PyTree) -> np.dtype:
 def is_finite(tree: PyTree) -> jax.Array:
     """Whether all numbers of a tree are finite (bool[])."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    """The sum of the squares of all numbers of a tree (float[])."""
+    return jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)]))
 
 
 def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:

@@ -32,7 +32,7 @@ class Poisson:
     rows between one and the next, so that a step costs its slots, whatever n.
 
     Args:
-      rate: q, above 0 and at most 1; a leaf. A traced one outside gives weights of NaN.
+      rate: q, 1e-12 to 1; a leaf. A traced one outside gives weights of NaN.
       capacity: the number of slots. For batches that overflow with probability e it is
         `scipy.stats.binom.isf(e, n, q)`, about `q n + z sqrt(q n (1 - q))`: z = 5 for e = 3e-7.
       size: n, the number of rows, filled in by the solver.
@@ -43,6 +43,7 @@ class Poisson:
     >>> sampler = jaxsgd.Poisson(0.25, capacity=8, size=16)
     >>> batch, state = sampler.update(sampler.init(jax.random.key(1)))
     >>> batch.index.tolist(), batch.weight.tolist()
+    ([1, 12, 13, 1, 1, 1, 1, 1], [0.25, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
 
     rate: Any = number()
@@ -50,7 +51,7 @@ class Poisson:
     size: int | None = static(default=None)
 
     def __post_init__(self) -> None:
-        checks.number(self.rate, "Poisson's rate", np.finfo(np.float32).tiny, 1)
+        checks.number(self.rate, "Poisson's rate", 1e-12, 1)
         most, of = checks.MAX_SIZE, ""
         if self.size is not None:
             most = checks.integer(self.size, "Poisson's size", 1)
@@ -112,8 +113,15 @@ def _exponential(drawn: jax.Array) -> jax.Array:
 
 
 def _sums(x: jax.Array, most: int) -> jax.Array:
-    """The sums (uint32[B]) of each number and all before it, at most `most`: 2 most < 2**32."""
-    add = lambda a, b: jnp.minimum(a + b, np.uint32(most))  # noqa: E731
+    """The sums (uint32[B]) of each number and all before it, at most `most`, which is below 2**32.
+
+    Of numbers up to 2**31, so that a sum which wraps is less than both.
+    """
+
+    def add(a: jax.Array, b: jax.Array) -> jax.Array:
+        total = a + b
+        return jnp.where(total < a, np.uint32(most), jnp.minimum(total, np.uint32(most)))
+
     if jax.default_backend() == "cpu":  # one after the other is faster there
         return lax.scan(lambda a, b: (add(a, b),) * 2, jnp.uint32(0), x)[1]
     return lax.associative_scan(add, x)

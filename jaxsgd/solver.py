@@ -74,6 +74,11 @@ class Solver:
         if self.penalty is not None:
             object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
         if self.row_weight is not None:
+            if getattr(self.gradient, "reads_all_rows", False):
+                raise ValueError(
+                    f"the solver has a row_weight, but {type(self.gradient).__name__} averages all "
+                    "rows itself; make the weights a part of the data, and multiply the loss by it"
+                )
             object.__setattr__(self, "row_weight", _of_mean_one(self.row_weight))
 
     def sampler_for(self, data: PyTree) -> Any:
@@ -175,6 +180,7 @@ class Solver:
             update_norm=_norm(updates),
             aux=estimate.aux,
             learning_rate=rate_used(self.rule, state.rule, rule),
+            noise=estimate.noise,
             finite=is_finite((estimate.loss, grads, after)),
         )
         return State(after, state.step + 1, rule, state.sampler, gradient), info

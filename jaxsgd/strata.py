@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -25,10 +26,10 @@ class Stratified:
     """Each class in every batch in proportion, shuffled on its own (stratified sampling).
 
     An epoch has `T = ceil(n / B)` steps and n places, class after class: n_c for class c, or its
-    part of n by `proportions`. A step takes every T-th place from one of its own on (systematic
-    sampling), so it has as many rows of each class as any other step, give or take one, and a class
-    of fewer rows than steps is spread evenly over the epoch, from a random phase. In proportion an
-    epoch visits each row once; else a class begins anew as often as it must.
+    part of n by `proportions`, one at least. A step takes every T-th place from one of its own on
+    (systematic sampling), so it has as many rows of each class as any other step, give or take one,
+    and a class of fewer rows than steps is spread over the epoch, from a random phase. In
+    proportion an epoch visits each row once; else a class begins anew as often as it must.
 
     With m_c places for class c, the v rows of it in a batch weigh `n_c / (n v)` each, or, where
     m_c < T and some steps have none, `n_c T / (n m_c)`. So each step is unbiased for the mean over
@@ -121,7 +122,7 @@ class Stratified:
 
         taken = (before(begins + places) - before(begins)).astype(float)
         taken = jnp.where(of_class(places >= steps), taken, of_class(places / steps))
-        weight = jnp.where(lane <= last, of_class(counts / n) / taken, 0)
+        weight = jnp.where(lane <= last, of_class(counts) / taken / n, 0)
         row = jnp.where(lane <= last, row, row[0])
         return Batch(take(self.order, row), weight)
 
@@ -153,17 +154,35 @@ def _by_class(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[[Any
 
 
 def _first_place(key: jax.Array, epoch: jax.Array, turn: jax.Array, steps: int) -> jax.Array:
-    """A step's first place: `(turn * stride + phase) mod steps`, the stride near the golden ratio.
+    """A step's first place: `(turn * stride + phase) mod steps`.
 
-    So the steps that take neighbouring places, a small class, are as far apart as can be. The
-    product is taken modulo 2**32, and the quotient from floats, off by a few at most.
+    The product is taken modulo 2**32, and the quotient from floats, off by a few at most.
     """
-    stride = round(steps * GOLDEN_RATIO) or 1
-    while math.gcd(stride, steps) > 1:
-        stride += 1
+    stride = _stride(steps)
     phase = below(words(key, -1 - epoch, 1), steps)[0]  # of a number that no shuffle has
     quotient = (turn.astype(jnp.float32) * np.float32(stride / steps)).astype(jnp.int32)
     return jnp.remainder(turn * stride + phase - quotient * steps, steps)
+
+
+@lru_cache
+def _stride(steps: int) -> int:
+    """A number without a common factor, near the golden ratio of the steps.
+
+    Of the candidates the one whose ratio is worst approximated by fractions (its continued fraction
+    has small terms), so that steps which take neighbouring places, a small class, lie far apart.
+    """
+
+    def largest_term(stride: int) -> int:
+        terms, rest = [], (steps, stride)
+        while rest[1] > 1:
+            terms.append(rest[0] // rest[1])
+            rest = rest[1], rest[0] % rest[1]
+        return max(terms, default=1)
+
+    near = round(steps * GOLDEN_RATIO)
+    candidates = range(max(1, near - 32), min(steps, near + 33)) or range(1, 2)
+    coprime = [stride for stride in candidates if math.gcd(stride, steps) == 1]
+    return min(coprime, key=lambda stride: (largest_term(stride), abs(stride - near)))
 
 
 def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:

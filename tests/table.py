@@ -53,6 +53,17 @@ def clipped(learning_rate, decay, max_norm):
 
 
 BATCH = 8
+# arrays of samplers, made once: `all_solvers` shares them
+PROBABILITIES = np.arange(1.0, N + 1)
+LABELS = np.arange(N) * 7 % 10 // 6 + (np.arange(N) == 4)  # 12, 7 and 1 of them in 3 steps an epoch
+INDEX = np.arange(4 * BATCH).reshape(4, BATCH) * 3 % N
+
+
+def labels(n):
+    """Three of four rows are of class 0; of a few rows, class 1 has fewer than an epoch steps."""
+    return np.arange(n) % 4 // 3
+
+
 SAMPLERS = {
     "full": jaxsgd.FullBatch(),
     "sequential": jaxsgd.Sequential(BATCH),
@@ -62,6 +73,11 @@ SAMPLERS = {
     "blocks": jaxsgd.Blocks(BATCH, block=5, window=2),
     "dynamic": jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
     "sharded": jaxsgd.Sharded(BATCH, shards=2),
+    "importance": jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
+    "stratified": jaxsgd.Stratified(LABELS, BATCH),
+    "stratified, proportions": jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
+    "poisson": jaxsgd.Poisson(0.3, capacity=BATCH),  # overflows in one of four batches
+    "fixed": jaxsgd.FixedBatches(INDEX),
 }
 WITHOUT_REPLACEMENT = {
     "full": lambda b, n: jaxsgd.FullBatch(size=n),
@@ -70,6 +86,7 @@ WITHOUT_REPLACEMENT = {
     "blocks": lambda b, n: jaxsgd.Blocks(b, block=min(3, n), window=2, size=n),
     "dynamic": lambda b, n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(min(b + 3, n), size=n), b),
     "sharded": lambda b, n: jaxsgd.Sharded(b, shards=2, size=n),
+    "stratified": lambda b, n: jaxsgd.Stratified(labels(n), b),
 }
 RANDOM = {
     "shuffled": lambda b, n: jaxsgd.Shuffled(b, size=n),
@@ -77,6 +94,11 @@ RANDOM = {
     "blocks": lambda b, n: jaxsgd.Blocks(b, block=2, window=2, size=n),
     "dynamic": lambda b, n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(b + 1, size=n), b),
     "sharded": lambda b, n: jaxsgd.Sharded(b, shards=2, size=n),
+    "importance": lambda b, n: jaxsgd.ImportanceSampled(np.arange(1.0, n + 1), b),
+    "stratified": lambda b, n: jaxsgd.Stratified(labels(n), b),
+    # places 2 and 3 of 5 in 3 steps: class 0 is in some steps only, class 1 begins anew
+    "stratified, proportions": lambda b, n: jaxsgd.Stratified(labels(n), b, (2, 3)),
+    "poisson": lambda b, n: jaxsgd.Poisson(b / n, capacity=n, size=n),
 }
 # name: (gradient, initial carry)
 GRADIENTS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import jaxsgd
 
 ROOMS = [
-    "pairs", "checks", "permutation", "draws", "samplers", "dynamic", "shards", "losses", "models", "gradients", "importance", "strata", "poisson", "fixed", "streaming", "meshes", "evaluation",
+    "pairs", "checks", "permutation", "draws", "samplers", "dynamic", "shards", "losses", "models", "gradients", "accumulation", "clipping", "variance", "smoothness", "noise", "importance", "strata", "poisson", "fixed", "streaming", "meshes", "evaluation",
     "schedules", "penalties", "rules", "adaptive", "proximal", "transformations", "averaging",
     "line_search", "stopping", "solver", "memory", "kernels", "loops", "chunks", "outlines", "checkpoints", "epochs", "progress",
     "points", "lanes", "swept", "sweeps", "halving", "fit", "problems", "plots.curves", "plots.surfaces", "plots.sweeps", "plots",
