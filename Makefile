@@ -25,6 +25,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.devices
 

@@ -1,4 +1,4 @@
-"""What a step costs by rule, and with a stop.
+"""What a step costs by rule, with a stop, and by sampler.
 
     python -m benchmarks.steps [--rounds 15]
 
@@ -6,11 +6,13 @@ Contenders take turns; medians over rounds, ratios round by round. Prints Markdo
 """
 
 import argparse
+import math
 import platform
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import jaxsgd
@@ -34,9 +36,24 @@ RULES = {
 }
 
 
-def started(task: Any, rule: Any) -> tuple[Any, Any, Any]:
+def samplers(n: int, batch: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(5, n, p=[0.3, 0.3, 0.2, 0.19, 0.01])
+    rate = batch / n
+    capacity = math.ceil(batch + 5 * math.sqrt(batch * (1 - rate)))
+    return {
+        "Shuffled": jaxsgd.Shuffled(batch),
+        "Sequential": jaxsgd.Sequential(batch),
+        "WithReplacement": jaxsgd.WithReplacement(batch),
+        "ImportanceSampled": jaxsgd.ImportanceSampled(rng.uniform(0.1, 1, n), batch),
+        "Stratified, 5 classes": jaxsgd.Stratified(labels, batch),
+        f"Poisson, {capacity} slots": jaxsgd.Poisson(rate, capacity),
+    }
+
+
+def started(task: Any, rule: Any, sampler: Any = None) -> tuple[Any, Any, Any]:
     loss, params = problem(task)
-    solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(task.batch), rule)
+    solver = jaxsgd.Solver(loss, sampler or jaxsgd.Shuffled(task.batch), rule)
     data = jax.device_put(task.data())
     return solver, solver.init(params, data, key=jax.random.key(0)), data
 
@@ -62,6 +79,10 @@ def main() -> None:
             "run_until, every 100": until,
         }
         report(f"{title}, with a stop", both, steps, rounds)
+        of = samplers(task.rows, task.batch)
+        sgd = RULES["SGD"]
+        by_sampler = {n: partial(jaxsgd.run, *started(task, sgd, s), steps) for n, s in of.items()}
+        report(f"{title}, by sampler", by_sampler, steps, rounds)
 
 
 if __name__ == "__main__":

@@ -174,10 +174,10 @@ def _stride(steps: int) -> int:
 
     def largest_term(stride: int) -> int:
         terms, rest = [], (steps, stride)
-        while rest[1] > 1:
+        while rest[1]:
             terms.append(rest[0] // rest[1])
             rest = rest[1], rest[0] % rest[1]
-        return max(terms, default=1)
+        return max(terms)
 
     near = round(steps * GOLDEN_RATIO)
     candidates = range(max(1, near - 32), min(steps, near + 33)) or range(1, 2)

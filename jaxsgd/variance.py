@@ -183,13 +183,15 @@ class SAGA:
     ) -> tuple[Estimate, SAGAState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
         index, weight = batch.index, batch.weight.astype(accumulator_of(params))
-        rows = take(data, index)
-        if len(index) == 1:  # a read and a write of one row XLA would fuse, and copy the table
+        rows, slot, n = take(data, index), state.slot, len(state.slot)
+        if len(index) > 1:
+            lane = jnp.arange(len(index), dtype=jnp.int32)
+            slot = slot.at[jnp.where(weight != 0, index, n)].set(lane, mode="drop")
+            speaks = (take(slot, index) == lane) & (weight != 0)
+        else:  # twice: a read and a write of a single row XLA fuses, and copies the table for it
             index, weight = jnp.repeat(index, 2), jnp.pad(weight, (0, 1))
             rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
-        lane, n = jnp.arange(len(index), dtype=jnp.int32), len(state.slot)
-        slot = state.slot.at[jnp.where(weight != 0, index, n)].set(lane, mode="drop")
-        speaks = (take(slot, index) == lane) & (weight != 0)
+            speaks = weight != 0
 
         losses, aux, now, summed = self._seen(params, rows)
         change = jax.tree.map(jnp.subtract, now, take(state.table, index))

@@ -107,6 +107,12 @@ GRADIENTS = {
     "keyed": (jaxsgd.Minibatch(jaxsgd.RowLoss(noisy, keyed=True)), None),
     "stateful": (jaxsgd.Minibatch(jaxsgd.RowsLoss(counted, stateful=True)), 0.0),
     "batch": (jaxsgd.Minibatch(jaxsgd.BatchLoss(weighted)), None),
+    "accumulated": (jaxsgd.Accumulated(jaxsgd.RowLoss(noisy, keyed=True), 3), None),
+    "clipped": (jaxsgd.PerExampleClipped(loss, 1.0, noise=0.5, row_scale=1 / BATCH), None),
+    "svrg": (jaxsgd.SVRG(loss, every=3), None),
+    "saga": (jaxsgd.SAGA(loss), None),
+    "saga linear": (jaxsgd.SAGA(jaxsgd.ModelLoss(jaxsgd.Linear(D), optax.l2_loss)), None),
+    "noise scale": (jaxsgd.NoiseScale(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
 }
 # name: a function of the learning rate
 RULES = {
