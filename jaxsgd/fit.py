@@ -12,7 +12,6 @@ from jaxsgd import checks
 from jaxsgd.checkpoints import own_folder
 from jaxsgd.epochs import Course, Work, params_of
 from jaxsgd.evaluation import evaluate
-from jaxsgd.gradients import Minibatch
 from jaxsgd.losses import RowLoss, RowsLoss
 from jaxsgd.pairs import PyTree, State, as_arguments
 from jaxsgd.progress import Bar, interrupts
@@ -235,7 +234,10 @@ def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]
         if taken:
             raise ValueError(f"metrics names {taken.pop()!r}, which the history keeps for itself")
         return named
-    loss = solver.gradient.loss if isinstance(solver.gradient, Minibatch) else None
+    gradient = solver.gradient
+    while hasattr(gradient, "gradient"):  # one around another
+        gradient = gradient.gradient
+    loss = getattr(gradient, "loss", None)
     if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
         return {"loss": loss} | named
     if not named:
