@@ -111,7 +111,7 @@ def linear(gradient: Any, name: str) -> Any:
     if not getattr(gradient, "is_linear", False):
         raise TypeError(
             f"{name}'s gradient is {gradient!r}, expected one that is a sum over rows: a RowLoss, "
-            "or a RowsLoss without a carry"
+            "or a RowsLoss without a carry, around which noise and its scale are told once a batch"
         )
     return gradient
 

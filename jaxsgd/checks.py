@@ -116,6 +116,12 @@ def concrete(tree: PyTree, name: str) -> None:
         )
 
 
+def on_device(data: PyTree, name: str) -> None:
+    """Refuse rows that lie on the host, or over a mesh, where all are looked at in one program."""
+    if hasattr(data, "row_shapes"):
+        raise TypeError(f"{name}'s data are {data!r}, expected arrays")
+
+
 def one_a_row(value: Any, n: int, name: str) -> None:
     """Refuse an array that has not one entry for each of `n` rows."""
     shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)

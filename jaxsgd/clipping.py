@@ -30,8 +30,11 @@ class PerExampleClipped:
 
     `sum_i weight[i] g_i min(1, C / |g_i|) + noise C row_scale z`, g_i the gradient of row i and z
     standard normal. With `Poisson(q, ...)`, which the usual accounts assume, and `row_scale` of
-    `1 / (q n)`, adding or removing a row moves the sum by at most `C row_scale`. The accounting
-    (epsilon, delta) is left to a privacy library; `Info` is not private.
+    `1 / (q n)`, adding or removing a row moves the sum by at most `C row_scale`: true only where no
+    weight is above `row_scale`, so not of `ImportanceSampled` or `Stratified` batches, and while
+    `state.sampler.overflows` is 0. Rows are drawn by a hash that is no cipher. The
+    accounting (epsilon, delta) is left to a privacy library; `Info` is not private, and neither
+    are rules that look at the loss themselves (`LineSearch`).
 
     Norms are taken a few rows at a time, then one gradient with the weights times the factors, so
     that no gradient of a row is kept: some times a plain step. With `ModelLoss` the norms come from
@@ -85,6 +88,11 @@ class PerExampleClipped:
             )
 
     @property
+    def no_row_weight(self) -> str | None:
+        """Why a solver's row weights are refused: with noise they would change what it hides."""
+        return "has noise for rows of one weight" if self.is_noisy else None
+
+    @property
     def is_linear(self) -> bool:
         """Whether it is a sum over rows: without noise, which is drawn once a batch."""
         return not self.is_noisy
@@ -120,7 +128,8 @@ class PerExampleClipped:
             scaled = tuple(jax.vmap(jnp.multiply)(factor, e) for e in errors)
             grads, aux = model.summed(scaled, inputs), None
         else:
-            squares = squared_norms(self.loss, params, rows, key)
+            again = None if key is None else jax.random.clone(key)  # the same draws
+            squares = squared_norms(self.loss, params, rows, again)
 
             def losses(wide: PyTree) -> tuple[jax.Array, Any]:
                 return self.loss.each(like(wide, params), rows, key, None)[:2]
@@ -154,9 +163,10 @@ class PerExampleClipped:
         return weight, rows, jax.random.fold_in(_of_step(state), 0) if self.loss.keyed else None
 
     def _factor(self, weight: jax.Array, squares: Any) -> jax.Array:
-        norm = jnp.sqrt(squares)
         most = jnp.asarray(self.max_norm, weight.dtype)
-        return jnp.where(weight != 0, weight * jnp.minimum(1, most / norm), 0)
+        is_long = ~(squares <= jnp.square(most))  # NaN too
+        factor = jnp.where(is_long, most * jax.lax.rsqrt(jnp.where(is_long, squares, 1)), 1)
+        return weight * factor
 
     def _noised(self, grads: PyTree, key: jax.Array) -> PyTree:
         scale = self.noise * self.max_norm * self.row_scale
@@ -167,16 +177,17 @@ class PerExampleClipped:
         return jax.tree.unflatten(tree, leaves)
 
 
-def squared_norms(loss: RowLoss, params: PyTree, rows: PyTree, key: Any) -> jax.Array:
-    """The squared norm (float[B]) of the gradient of each row, a few rows at a time."""
+def squared_norms(
+    loss: RowLoss, params: PyTree, rows: PyTree, key: Any, centre: PyTree = None
+) -> jax.Array:
+    """The squared norm (float[B]) of each row's gradient, from a centre, a few rows at a time."""
     wide, count = accumulate(params), jax.tree.leaves(rows)[0].shape[0]
     keys = jax.random.split(key, count) if loss.keyed else None
 
     def square(row_and_key: Any) -> jax.Array:
         row, key = row_and_key
-        return squared_norm(
-            jax.grad(lambda wide: loss.one(like(wide, params), row, key, None)[0])(wide)
-        )
+        grads = jax.grad(lambda wide: loss.one(like(wide, params), row, key, None)[0])(wide)
+        return squared_norm(grads if centre is None else jax.tree.map(jnp.subtract, grads, centre))
 
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wide))
     return jax.lax.map(square, (rows, keys), batch_size=min(count, max(1, CHUNK // size)))

@@ -17,7 +17,7 @@ class FixedBatches:
     """Batches given by the user, one after the other, and again from the first.
 
     Step t takes the rows `index[t mod T]` with the weights `weight[t mod T]`: another library's
-    order, or one made beforehand.
+    order, or one made beforehand. An epoch is all T of them.
 
     Args:
       index: int[T, B], or T sequences of rows, of different lengths too, such as
@@ -46,6 +46,9 @@ class FixedBatches:
     def __post_init__(self) -> None:
         index, weight = self.index, self.weight
         if isinstance(index, jax.core.Tracer):
+            if weight is None:
+                weight = jnp.full(index.shape, 1 / index.shape[-1], float)
+                object.__setattr__(self, "weight", weight)
             return
         if not isinstance(index, np.ndarray | jax.Array):
             index, own = _padded(index)
@@ -64,6 +67,11 @@ class FixedBatches:
             )
         if weight is None:
             weight = np.full(index.shape, 1 / index.shape[1])
+        weight = np.asarray(weight, np.float64)
+        if not np.isfinite(weight).all():
+            raise ValueError(
+                "FixedBatches's weight has entries that are not finite, expected numbers"
+            )
         if np.shape(weight) != index.shape:
             raise ValueError(
                 f"FixedBatches's weight is of shape {np.shape(weight)}, expected that of its "
@@ -91,11 +99,13 @@ class FixedBatches:
 def _padded(batches: Any) -> tuple[np.ndarray, np.ndarray]:
     """Batches of different lengths as two arrays, filled up with the last row at weight 0."""
     rows = [np.asarray(batch) for batch in batches]
-    if not rows or any(batch.ndim != 1 or batch.size == 0 for batch in rows):
-        told = [batch.shape for batch in rows]
-        raise ValueError(
-            f"FixedBatches's batches are of shapes {told}, expected one row or more each"
-        )
+    for i, batch in enumerate(rows):
+        if batch.ndim != 1 or batch.size == 0:
+            raise ValueError(
+                f"FixedBatches's batch {i} is of shape {batch.shape}, expected one row or more"
+            )
+    if not rows:
+        raise ValueError("FixedBatches was given no batch, expected one or more")
     most = max(len(batch) for batch in rows)
     index = np.stack([np.pad(batch, (0, most - len(batch)), mode="edge") for batch in rows])
     length = np.array([[len(batch)] for batch in rows])

@@ -35,18 +35,19 @@ class ImportanceSampled:
     2**32 values of a random word each row has its share, in whole numbers, at least one, and the
     weights are those of the shares: no rounding makes a bias. A draw takes `log2 n` looks into
     a table that `init` derives: where p changes in the middle of a run, go on from
-    `state._replace(sampler=sampler.renewed(state.sampler))`.
+    `state._replace(sampler=sampler.renewed(state.sampler))`, else the old table is used.
 
     Args:
-      probabilities: float[n], above 0, in proportion: they are scaled to sum to 1. A share of 1e-4
-        of the draws, n / 2**31 where n is large, is spread over all rows alike. A leaf.
+      probabilities: float[n], above 0, in proportion: they are kept scaled to a maximum of 1. A
+        share of 1e-4 of the draws, n / 2**31 where n is large, is spread over all rows alike. A
+        leaf.
       batch_size: B, the number of rows of a batch, at least 1; it may exceed n.
 
     Raises:
-      TypeError: probabilities that are no array.
-      ValueError: a probability that is not above 0 (a row that is never drawn would bias the
-        gradient; to leave rows out, give the solver a `row_weight`) or not finite. Traced ones like
-        that give weights, and so a loss, of NaN.
+      TypeError: probabilities that are no numbers.
+      ValueError: not one number a row, or one that is not finite or not above 0: a row that is
+        never drawn would bias the gradient. Traced ones like that give weights, and so a loss, of
+        NaN.
 
     Zhao and Zhang, "Stochastic optimization with importance sampling" (2015).
 
@@ -66,13 +67,16 @@ class ImportanceSampled:
         object.__setattr__(self, "batch_size", size)
         if isinstance(given, jax.core.Tracer):
             return
+        given = np.asarray(given) if isinstance(given, list | tuple) else given
         checks.weights(given, name)
-        if not np.all(np.asarray(given, np.float32) > 0):
+        if not np.all(np.asarray(given, np.float64) > 0):
             raise ValueError(
                 f"{name} are 0 for some row, which would bias the gradient, expected all above 0; "
-                "to leave rows out, give the solver a row_weight"
+                "mix them with the uniform (p + 0.1 * p.mean()), or leave rows out by a row_weight"
             )
-        object.__setattr__(self, "probabilities", jnp.asarray(given, jnp.float32))
+        wide = np.asarray(given, np.float64)
+        wide = np.maximum(wide / wide.max(-1, keepdims=True), np.finfo(np.float32).tiny)
+        object.__setattr__(self, "probabilities", jnp.asarray(wide, jnp.float32))
 
     @property
     def size(self) -> int:
@@ -108,7 +112,13 @@ class ImportanceSampled:
 @jax.jit
 def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
     """2**32 words shared out to rows: the last word of each, in whole numbers."""
+    if probabilities.ndim != 1:
+        raise ValueError(
+            f"ImportanceSampled's probabilities are of shape {probabilities.shape}, expected one "
+            "number a row"
+        )
     n = probabilities.shape[0]
+    probabilities = probabilities / jnp.max(probabilities)  # so that no sum or product overflows
     total = _sum(probabilities.astype(jnp.float32))
     is_valid = jnp.all(probabilities > 0) & jnp.isfinite(total)
     share = (probabilities * (float(2**32 - n - SPARE) / total)).astype(jnp.uint32)

@@ -184,6 +184,11 @@ ROWS = {RowLoss: "row", RowsLoss: "rows", BatchLoss: "rows"}
 
 def as_loss(loss: Any) -> Any:
     """A loss form as it is; a function or callable pytree as a `RowLoss`."""
+    if hasattr(loss, "update"):
+        raise TypeError(
+            f"the loss is {loss!r}, a gradient or another pair, expected a loss: a function of "
+            "(params, row)"
+        )
     return loss if isinstance(loss, RowLoss | RowsLoss | BatchLoss) else RowLoss(loss)
 
 

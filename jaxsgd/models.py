@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxsgd import checks
+from jaxsgd.losses import RowLoss
 from jaxsgd.pairs import PyTree, as_callable, part, static
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
@@ -180,6 +181,8 @@ class ModelLoss:
 
         An error is the slope of a row's loss along the layer's sums (backpropagation's delta).
         """
+        one = jax.tree.map(lambda x: x[0], rows)
+        jax.eval_shape(lambda row: RowLoss(self).one(params, row, None, None), one)  # its checks
         x, y = rows
         layers = self.model.layers(params)
 

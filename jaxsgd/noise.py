@@ -25,7 +25,11 @@ from jaxsgd.variance import full_gradient
 
 
 class Noise(NamedTuple):
-    """The noise of a gradient: B rows estimate it with a variance of `variance / B`."""
+    """The noise of a gradient: B rows estimate it with a variance of `variance / B`.
+
+    >>> jaxsgd.Noise(variance=8.0, signal=0.5, scale=16.0)
+    Noise(variance=8.0, signal=0.5, scale=16.0)
+    """
 
     variance: jax.Array  # float[]: tr(Sigma), Sigma the covariance of the gradients of the rows
     signal: jax.Array  # float[]: |G|^2, the squared norm of the mean gradient
@@ -49,7 +53,7 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
       `Noise(variance, signal, scale)`, float[] each.
 
     Raises:
-      TypeError: another loss, or a `keyed` one without a key.
+      TypeError: another loss, a `keyed` one without a key, or rows that stay on the host.
 
     >>> y = jnp.array([1.0, 3.0])  # gradients -1 and -3
     >>> noise = jaxsgd.noise_scale(lambda theta, y: (theta - y) ** 2 / 2, jnp.zeros(()), y)
@@ -62,25 +66,32 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
             f"noise_scale's loss is {loss!r}, expected a function of (params, row), or a RowLoss "
             "without a carry: only then has a row a gradient of its own"
         )
+    if form.keyed and key is None:
+        raise TypeError("noise_scale was given no key, expected one: the loss is keyed")
     key = checks.key(key) if form.keyed else None
     checks.params(params)
     checks.rows(data)
+    checks.on_device(data, "noise_scale")
     return _noise_scale(*as_arguments((form, params, data, key)))
 
 
 @jax.jit
 def _noise_scale(loss: RowLoss, params: PyTree, data: PyTree, key: Any) -> Noise:
-    signal = squared_norm(full_gradient(loss, params, data, key))
-    variance = jnp.mean(squared_norms(loss, params, data, key)) - signal
+    mean = full_gradient(loss, params, data, key)
+    signal = squared_norm(mean)
+    again = None if key is None else jax.random.clone(key)
+    # centred before they are squared, as the difference of two large numbers would be rounding
+    variance = jnp.mean(squared_norms(loss, params, data, again, mean))
     return Noise(variance, signal, variance / signal)
 
 
 class NoiseState(NamedTuple):
-    """The state of the gradient within, and running means."""
+    """The state of the gradient within, and sums over the steps, the last ones weighing most."""
 
     gradient: Any
-    variance: jax.Array  # float[]: of both their ratio is told, so they need no correction
-    signal: jax.Array
+    variance: jax.Array  # float[]
+    signal: jax.Array  # float[]
+    weight: jax.Array  # float[]: of 1
 
     @property
     def carry(self) -> PyTree:
@@ -94,15 +105,21 @@ class NoiseScale:
 
     The batch is taken in two halves, every other slot, with gradients g1 and g2 of b1 and b2 rows.
     Without bias `|G|^2` is `g1 . g2` and `tr(Sigma)` is `|g1 - g2|^2 / (1/b1 + 1/b2)`, which is
-    McCandlish's form for any halves. Single steps are noisy, so `Noise.scale` is the ratio of the
-    running means of the two (a ratio's mean would be biased); `variance` and `signal` are the
-    step's own, and may be averaged over a trace. Rows drawn without replacement from n give
-    `n / (n - 1)` of the variance, and that over n less of the signal. The gradient is the same to
-    rounding, and costs up to half more.
+    McCandlish's form for any halves. Single steps are noisy, so both are running means, and `scale`
+    is their ratio (the mean of ratios would be biased). A step with an empty half changes nothing;
+    before the first one without, they are NaN. They come `1 / (1 - decay)` steps late, and a
+    `scale` below 0 says that they are too noisy to tell. Rows drawn without replacement from n give
+    `n / (n - 1)` of the variance, and that over n less of the signal: too large a scale where it is
+    not far below n. Of `Stratified` and `Sharded` batches it is the variance within classes and
+    shards, of `ImportanceSampled` ones that of the weighted gradients; rows of `Poisson` come in
+    order, so shuffle sorted data before, and of q n rows the signal is `1 / (q n)` too large.
+
+    Told to `record`; after `fit` the sums are in `result.state.gradient`. The gradient is the same
+    to rounding, and costs up to half more.
 
     Args:
       gradient: a gradient that is a sum over rows, or a loss, which becomes `Minibatch(loss)`.
-      decay: of the running means, 0 to below 1: 0.99 looks back a hundred steps. A leaf.
+      decay: of the running means, 0 (a step's own) to below 1 (0.99: some hundred steps). A leaf.
 
     Raises:
       TypeError: a gradient that is no sum over rows.
@@ -130,7 +147,7 @@ class NoiseScale:
     def init(self, params: PyTree, data: PyTree, key: Any, carry: PyTree = None) -> NoiseState:
         """The state before the first step."""
         zero = lambda: jnp.zeros((), accumulator_of(params))  # noqa: E731
-        return NoiseState(self.gradient.init(params, data, key, carry), zero(), zero())
+        return NoiseState(self.gradient.init(params, data, key, carry), zero(), zero(), zero())
 
     def update(
         self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState
@@ -138,30 +155,33 @@ class NoiseScale:
         """The estimate from a batch of rows of `data`, and the state after it."""
         if len(batch.index) == 1:
             raise ValueError("NoiseScale is given batches of 1 row, expected 2 to compare, or more")
-        estimates, shares, counts, inner = [], [], [], state.gradient
+        estimates, counts, inner = [], [], state.gradient
         for rows, half, own in _halves(data, batch, state.gradient):
             estimate, after = self.gradient.update(params, rows, half, own)
-            weight = half.weight.astype(accumulator_of(params))
             estimates.append(estimate)
-            shares.append(jnp.sum(weight))
-            counts.append(jnp.square(shares[-1]) / jnp.sum(jnp.square(weight)))
+            counts.append(jnp.sum(half.weight != 0).astype(accumulator_of(params)))
             change = jax.tree.map(jnp.subtract, after.carry, state.carry)
             inner = after._replace(carry=jax.tree.map(jnp.add, inner.carry, change))
         if isinstance(inner, GradientState):
             inner = inner._replace(key=state.gradient.key)
-        one, other = (
-            jax.tree.map(lambda x, share=share: x / share, estimate.grads)
-            for estimate, share in zip(estimates, shares, strict=True)
+        is_told = (counts[0] > 0) & (counts[1] > 0)  # a half may be all padding
+        counts = [jnp.where(is_told, count, 1) for count in counts]
+        one, other = (  # a half of the rows has half of the weight
+            jax.tree.map(lambda x, count=count: x * (sum(counts) / count), estimate.grads)
+            for estimate, count in zip(estimates, counts, strict=True)
         )
-        signal = _dot(one, other)
         apart = squared_norm(jax.tree.map(jnp.subtract, one, other))
-        variance = apart / (1 / counts[0] + 1 / counts[1])
-
-        is_told = (shares[0] != 0) & (shares[1] != 0)  # a half may be all padding
-        decay = jnp.asarray(self.decay, signal.dtype)
-        mean = lambda old, new: jnp.where(is_told, decay * old + (1 - decay) * new, old)  # noqa: E731
-        after = NoiseState(inner, mean(state.variance, variance), mean(state.signal, signal))
-        noise = Noise(variance, signal, after.variance / after.signal)
+        found = apart / (1 / counts[0] + 1 / counts[1]), _dot(one, other), jnp.ones_like(apart)
+        decay = jnp.asarray(self.decay, apart.dtype)
+        after = NoiseState(
+            inner,
+            *(
+                jnp.where(is_told, decay * old + (1 - decay) * new, old)
+                for old, new in zip(state[1:], found, strict=True)
+            ),
+        )
+        variance, signal = after.variance / after.weight, after.signal / after.weight
+        noise = Noise(variance, signal, variance / signal)
         total = jax.tree.map(jnp.add, *estimates)
         return total._replace(noise=noise), after
 

@@ -238,8 +238,13 @@ def squared_norm(tree: PyTree) -> jax.Array:
 
 def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` where `chosen` (bool[]), else `old`, leaf by leaf, keys included."""
-    pick = lambda a, b: jnp.where(chosen, a, b)  # noqa: E731
-    return jax.tree.map(partial(by_words, pick), new, old)
+
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        if new is old:  # what no step changes, a sampler's table, is not copied
+            return new
+        return by_words(lambda a, b: jnp.where(chosen, a, b), new, old)
+
+    return jax.tree.map(pick, new, old)
 
 
 def words_of(tree: PyTree) -> PyTree:

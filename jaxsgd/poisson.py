@@ -12,6 +12,9 @@ from jaxsgd.draws import words
 from jaxsgd.pairs import Batch, number, part, static
 from jaxsgd.samplers import size_of
 
+FINE = 2**22  # rows up to which gaps are told to one by a float32
+BLOCK = 2**12
+
 
 class PoissonState(NamedTuple):
     """A key, only ever folded, the number of batches drawn, and of those that were too large."""
@@ -32,7 +35,7 @@ class Poisson:
     rows between one and the next, so that a step costs its slots, whatever n.
 
     Args:
-      rate: q, 1e-12 to 1; a leaf. A traced one outside gives weights of NaN.
+      rate: q, the sampling rate, 1e-12 to 1; a leaf. A traced one outside gives weights of NaN.
       capacity: the number of slots. For batches that overflow with probability e it is
         `scipy.stats.binom.isf(e, n, q)`, about `q n + z sqrt(q n (1 - q))`: z = 5 for e = 3e-7.
       size: n, the number of rows, filled in by the solver.
@@ -89,14 +92,26 @@ class Poisson:
         """The batch, and whether there was more than it holds (bool[])."""
         n, rate, slots = size_of(self), jnp.asarray(self.rate, float), self.capacity
         # whole vectors of 8: what is left of one costs a CPU as much as all before it
-        drawn = words(key, jnp.asarray(step, jnp.int32), -(-(slots + 1) // 8) * 8)[0]
-        gap = jnp.floor(_exponential(drawn) * (1 / -jnp.log1p(-rate)))
-        place = _sums(jnp.minimum(gap, n).astype(jnp.uint32) + 1, n + 1) - 1
+        drawn = words(key, jnp.asarray(step, jnp.int32), -(-(slots + 1) // 8) * 8)
+        place = _sums(_gaps(drawn, -jnp.log1p(-rate), n) + 1, n + 1) - 1
         is_in = place < n
         index = jnp.where(is_in, place, jnp.where(is_in[0], place[0], 0)).astype(jnp.int32)
         weight = jnp.where(is_in, 1 / (rate * n), 0)
         weight = jnp.where((rate > 0) & (rate <= 1), weight, jnp.nan)
         return Batch(index[:slots], weight[:slots]), is_in[slots]
+
+
+def _gaps(drawn: tuple[jax.Array, jax.Array], slope: jax.Array, n: int) -> jax.Array:
+    """The rows (uint32[B]) between one and the next: `floor(exponential / slope)`, n at most."""
+    high, low = drawn
+    block = 1 if n <= FINE else BLOCK  # a float32 has 24 bits: of more rows, blocks and a remainder
+    whole = jnp.floor(_exponential(high) * (1 / (block * slope)))
+    gap = jnp.minimum(whole, n // block).astype(jnp.uint32) * np.uint32(block)
+    if block > 1:
+        # within a block the exponential that ends in it, independent of how many went before
+        end = -jnp.log1p((low.astype(float) + 0.5) * 2.0**-32 * jnp.expm1(-block * slope)) / slope
+        gap += jnp.minimum(jnp.floor(end), block - 1).astype(jnp.uint32)
+    return gap
 
 
 def _exponential(drawn: jax.Array) -> jax.Array:

@@ -82,7 +82,9 @@ def for_rows(sampler: Any, size: int) -> Any:
     if sampler.size is None:
         return dataclasses.replace(sampler, size=size)
     if sampler.size != size:
-        raise ValueError(f"{sampler} was given size={sampler.size}, but the data have {size} rows")
+        raise ValueError(
+            f"{type(sampler).__name__} is for {sampler.size} rows, but the data have {size} rows"
+        )
     return sampler
 
 

@@ -74,10 +74,11 @@ class Solver:
         if self.penalty is not None:
             object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
         if self.row_weight is not None:
-            if getattr(self.gradient, "reads_all_rows", False):
+            reason = getattr(self.gradient, "no_row_weight", None)
+            if reason is not None:
                 raise ValueError(
-                    f"the solver has a row_weight, but {type(self.gradient).__name__} averages all "
-                    "rows itself; make the weights a part of the data, and multiply the loss by it"
+                    f"the solver has a row_weight, but {type(self.gradient).__name__} {reason}; "
+                    "make the weights a part of the data, of mean 1, and multiply the loss by them"
                 )
             object.__setattr__(self, "row_weight", _of_mean_one(self.row_weight))
 
@@ -138,12 +139,18 @@ class Solver:
 
         Raises:
           ValueError: the solver has a `row_weight`, which is of rows by their number.
+          TypeError: the gradient is `SAGA` or `SVRG`, which remember rows by theirs.
         """
         size = checks.rows(rows, "rows")
         if self.row_weight is not None:
             raise ValueError(
                 "the solver has a row_weight, but rows from elsewhere have no number to look it up "
                 "by; multiply it into weight"
+            )
+        if getattr(self.gradient, "needs_row_numbers", False):
+            raise TypeError(
+                f"the gradient is {type(self.gradient).__name__}, which remembers rows by their "
+                "number, but rows from elsewhere have none; give HostRows or arrays to a run"
             )
         weight = jnp.full(size, 1 / size) if weight is None else jnp.asarray(weight)
         checks.one_a_row(weight, size, "weight")

@@ -72,7 +72,7 @@ class Stratified:
             raise ValueError(f"{name} is {size}, expected at most 2**26 steps an epoch of {n} rows")
         order = np.argsort(kind, kind="stable")
         for field, value in {
-            "labels": jnp.asarray(labels, jnp.int32),
+            "labels": jnp.asarray(kind, jnp.int32),  # numbered by their order
             "batch_size": size,
             "proportions": _checked_proportions(self.proportions, len(counts)),
             "order": jnp.asarray(order, jnp.int32),
@@ -185,6 +185,7 @@ def _stride(steps: int) -> int:
     return min(coprime, key=lambda stride: (largest_term(stride), abs(stride - near)))
 
 
+@lru_cache
 def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:
     """The places (int32[K]) of each class in an epoch, n in all and at least one each."""
     exact = np.array(proportions) / sum(proportions) * n
@@ -204,7 +205,7 @@ def _checked_labels(labels: Any) -> np.ndarray:
     if host.ndim != 1 or host.dtype.kind not in "iub" or len(host) == 0:
         raise TypeError(
             f"Stratified's labels are an array of {host.dtype} of shape {host.shape}, expected "
-            "integers, one a row"
+            "integers, one a row: np.unique(labels, return_inverse=True)[1] makes them of others"
         )
     return host
 
@@ -213,7 +214,8 @@ def _checked_proportions(proportions: Any, classes: int) -> tuple[float, ...] | 
     if proportions is None:
         return None
     name = "Stratified's proportions"
-    given = tuple(float(p) for p in np.asarray(proportions, np.float64).reshape(-1))
+    is_sequence = isinstance(proportions, tuple | list | np.ndarray | jax.Array)
+    given = tuple(map(float, proportions)) if is_sequence else ()
     if len(given) != classes or not all(0 < p < math.inf for p in given):
         raise ValueError(
             f"{name} are {proportions}, expected {classes} numbers above 0, one a class"

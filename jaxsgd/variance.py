@@ -52,7 +52,7 @@ class SVRG:
     Unbiased, as the batch is, and its variance goes to 0 as params and `before` meet: with a
     constant rate (`Smoothness.rate`) it converges linearly where the objective is strongly convex.
     Costs two gradients of the batch, and that of all rows every so often; under `vmap` over the
-    number of steps it would be taken in each.
+    number of steps, which is what `run_until` maps, it would be taken in each.
 
     Args:
       loss: a function of `(params, row)`, a `RowLoss` or a `RowsLoss`, without key or carry.
@@ -75,7 +75,8 @@ class SVRG:
     loss: Any
     every: int = static()
 
-    reads_all_rows = True
+    no_row_weight = "averages all rows by itself"
+    needs_row_numbers = True
     value = _value
 
     def __post_init__(self) -> None:
@@ -85,9 +86,7 @@ class SVRG:
     def init(self, params: PyTree, data: PyTree, key: Any, carry: PyTree = None) -> SVRGState:
         """The state before the first step, which takes the first full gradient."""
         if hasattr(data, "row_shapes"):
-            raise TypeError(
-                f"SVRG's data are {data!r}, expected arrays: it needs all rows at a time"
-            )
+            raise TypeError(f"SVRG's data are {data!r}, expected arrays; SAGA takes HostRows")
         wide = accumulate(params)
         zeros = jax.tree.map(jnp.zeros_like, wide)
         return SVRGState(jax.tree.map(jnp.copy, params), zeros, jnp.zeros((), jnp.int32))
@@ -123,6 +122,7 @@ class SAGAState(NamedTuple):
 
     table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
     mean: PyTree
+    rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
     slot: jax.Array  # int32[n], scratch: which slot of a batch speaks for a row
     carry: PyTree = None
 
@@ -134,11 +134,12 @@ class SAGA:
     `sum_i weight[i] (g_i - seen_i) + 1/n sum_j seen_j`; then `seen_i = g_i` for the rows of the
     batch. All are 0 at first. Unbiased, as the batch is, and its variance goes to 0 where g_i stand
     still: with a constant rate (`Smoothness.rate`) it converges linearly where the objective is
-    strongly convex. With `Proximal` it solves L1 problems. A row that has several slots, or a slot
-    of weight 0, counts once.
+    strongly convex. With `Proximal` it solves L1 problems. A row counts once, whether it has
+    several slots or one of weight 0 beside.
 
     The table holds n gradients, and of `ModelLoss(Linear(...), fn)` n outputs: a row's gradient is
-    its error times its input. It is written in place.
+    its error times its input. It is written in place, but `run_until`, which looks at each step
+    before it counts, copies it: prefer `run`, `chunks` or `fit` where n is large.
 
     Args:
       loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss`, without key or carry.
@@ -159,7 +160,8 @@ class SAGA:
 
     loss: Any
 
-    reads_all_rows = True
+    no_row_weight = "averages all rows by itself"
+    needs_row_numbers = True
     value = _value
 
     def __post_init__(self) -> None:
@@ -175,14 +177,21 @@ class SAGA:
         """The state before the first step: nothing was seen."""
         n = checks.rows(data)
         mean = jax.tree.map(jnp.zeros_like, accumulate(params))
-        one = self.loss.fn.model.layers(mean)[0]["bias"] if self._is_linear_model else mean
+        one = mean
+        if self._is_linear_model:
+            one = self.loss.fn.model.layers(mean)[0]["bias"].astype(accumulator_of(params))
         table = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
-        return SAGAState(table, mean, jnp.zeros(n, jnp.int32))
+        rest = jax.tree.map(jnp.zeros_like, mean)
+        return SAGAState(table, mean, rest, jnp.zeros(n, jnp.int32))
 
     def update(
         self, params: PyTree, data: PyTree, batch: Batch, state: SAGAState
     ) -> tuple[Estimate, SAGAState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
+        if not isinstance(data, Gathered) and checks.rows(data) != len(state.slot):
+            raise ValueError(
+                f"SAGA's state is of {len(state.slot)} rows, but the data have {checks.rows(data)}"
+            )
         index, weight = batch.index, batch.weight.astype(accumulator_of(params))
         rows, slot, n = take(data, index), state.slot, len(state.slot)
         if len(index) > 1:
@@ -199,10 +208,12 @@ class SAGA:
         once = jax.tree.map(lambda x: jnp.where(_along(speaks, x), x, 0), change)
         step = summed(jax.tree.map(lambda x: x * _along(weight, x), change))
         grads = jax.tree.map(jnp.add, step, state.mean)
-        mean = jax.tree.map(lambda m, x: m + x / n, state.mean, summed(once))
+        more = jax.tree.map(lambda x, rest: x / n + rest, summed(once), state.rest)
+        mean = jax.tree.map(jnp.add, state.mean, more)
+        rest = jax.tree.map(lambda x, new, old: x - (new - old), more, mean, state.mean)
         table = jax.tree.map(partial(_added, index, len(batch.index)), state.table, once)
         estimate = Estimate(weigh(weight, losses), grads, weigh(weight, aux))
-        return estimate, SAGAState(table, mean, slot)
+        return estimate, SAGAState(table, mean, rest, slot)
 
     def _seen(self, params: PyTree, rows: PyTree) -> Any:
         """Of each row the loss, aux and what the table keeps; and what sums such to a gradient."""
@@ -212,7 +223,7 @@ class SAGA:
             dtype = accumulator_of(params)
             told = loss.errors(like(wide, params), rows)
             losses, (error,), inputs = jax.tree.map(lambda x: x.astype(dtype), told)
-            return losses, None, error, lambda e: loss.summed((e,), inputs)
+            return losses, None, error, lambda e: like(loss.summed((e,), inputs), wide)
 
         def one(wide: PyTree, row: PyTree) -> tuple[jax.Array, Any]:
             return self.loss.one(like(wide, params), row, None, None)[:2]

@@ -186,3 +186,14 @@ def test_weights_only_knows_a_bias_by_its_name_in_any_tree():
 def test_weights_only_of_a_bare_array_is_the_array():
     assert jaxsgd.weights_only(jnp.ones(3)) is True
     assert float(jaxsgd.L2(2.0, mask=jaxsgd.weights_only)(jnp.ones(3))) == 3
+
+
+def test_a_model_loss_of_many_numbers_is_refused_by_all_gradients():
+    data = jnp.ones((4, 3)), jnp.ones((4, 2))
+    model = jaxsgd.Linear(3, 2)
+    loss = jaxsgd.ModelLoss(model, lambda output, y: (output - y) ** 2)
+    for gradient in (loss, jaxsgd.SAGA(loss), jaxsgd.PerExampleClipped(loss, 1.0)):
+        solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
+        state = solver.init(model.init(jax.random.key(0)), data, key=jax.random.key(1))
+        with pytest.raises(TypeError, match="expected a scalar"):
+            jaxsgd.run(solver, state, data, 1)

@@ -248,7 +248,7 @@ def test_a_sampler_alone_needs_a_size(sampler):
 def test_a_size_other_than_the_datas_is_refused(sampler):
     params, data = table.problem(n=4)
     solver = jaxsgd.Solver(table.loss, sampler, jaxsgd.SGD(0.1))
-    with pytest.raises(ValueError, match=r"size=5, but the data have 4 rows"):
+    with pytest.raises(ValueError, match=r"is for 5 rows, but the data have 4 rows"):
         solver.init(params, data, key=jax.random.key(0))
 
 
