@@ -64,20 +64,21 @@ def labels(n):
     return np.arange(n) % 4 // 3
 
 
+# name: a function that makes it, for some put arrays on the device: this is imported before a fork
 SAMPLERS = {
-    "full": jaxsgd.FullBatch(),
-    "sequential": jaxsgd.Sequential(BATCH),
-    "shuffled": jaxsgd.Shuffled(BATCH),
-    "shuffled drop_last": jaxsgd.Shuffled(BATCH, drop_last=True),
-    "with replacement": jaxsgd.WithReplacement(BATCH),
-    "blocks": jaxsgd.Blocks(BATCH, block=5, window=2),
-    "dynamic": jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
-    "sharded": jaxsgd.Sharded(BATCH, shards=2),
-    "importance": jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
-    "stratified": jaxsgd.Stratified(LABELS, BATCH),
-    "stratified, proportions": jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
-    "poisson": jaxsgd.Poisson(0.3, capacity=BATCH),  # overflows in one of four batches
-    "fixed": jaxsgd.FixedBatches(INDEX),
+    "full": lambda: jaxsgd.FullBatch(),
+    "sequential": lambda: jaxsgd.Sequential(BATCH),
+    "shuffled": lambda: jaxsgd.Shuffled(BATCH),
+    "shuffled drop_last": lambda: jaxsgd.Shuffled(BATCH, drop_last=True),
+    "with replacement": lambda: jaxsgd.WithReplacement(BATCH),
+    "blocks": lambda: jaxsgd.Blocks(BATCH, block=5, window=2),
+    "dynamic": lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
+    "sharded": lambda: jaxsgd.Sharded(BATCH, shards=2),
+    "importance": lambda: jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
+    "stratified": lambda: jaxsgd.Stratified(LABELS, BATCH),
+    "stratified, proportions": lambda: jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
+    "poisson": lambda: jaxsgd.Poisson(0.3, capacity=BATCH),  # overflows in one of four batches
+    "fixed": lambda: jaxsgd.FixedBatches(INDEX),
 }
 WITHOUT_REPLACEMENT = {
     "full": lambda b, n: jaxsgd.FullBatch(size=n),
@@ -137,7 +138,7 @@ RULES = {
 def solvers(learning_rate=0.1):
     """(name, solver, carry): each sampler, gradient and rule once, beside plain others."""
     for name, sampler in SAMPLERS.items():
-        yield name, jaxsgd.Solver(loss, sampler, jaxsgd.SGD(learning_rate)), None
+        yield name, jaxsgd.Solver(loss, sampler(), jaxsgd.SGD(learning_rate)), None
     for name, (gradient, carry) in GRADIENTS.items():
         yield (
             name,
@@ -154,7 +155,7 @@ def all_solvers(learning_rate=0.1):
     return {name: (solver, carry) for name, solver, carry in solvers(learning_rate)}
 
 
-NAMES = list(all_solvers())
+NAMES = [*SAMPLERS, *GRADIENTS, *RULES]
 
 
 def start(solver, carry, seed=0, dtype=jnp.float32):

@@ -50,7 +50,7 @@ def test_an_epoch_covers_each_row_exactly_once(name, n, b):
 
 @pytest.mark.parametrize("name", table.SAMPLERS)
 def test_update_and_batch_agree_and_the_same_key_repeats(name):
-    sampler = jaxsgd.samplers.for_rows(table.SAMPLERS[name], table.N)
+    sampler = jaxsgd.samplers.for_rows(table.SAMPLERS[name](), table.N)
     key = jax.random.key(5)
     update, batch = jax.jit(sampler.update), jax.jit(sampler.batch)
     state = sampler.init(jax.random.clone(key))

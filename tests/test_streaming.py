@@ -75,7 +75,7 @@ def test_any_source_gives_the_same_fit(name, tmp_path):
     params, data = table.problem()
     fit = lambda data: jaxsgd.fit(  # noqa: E731
         table.loss, params, data, key=jax.random.key(0), epochs=3, learning_rate=0.1, validation=data,
-        sampler=table.SAMPLERS[name], metrics={"error": table.residual}, progress=False,
+        sampler=table.SAMPLERS[name](), metrics={"error": table.residual}, progress=False,
     )  # fmt: skip
     expected = fit(data)
     for told, x, y in sources(data, tmp_path):
