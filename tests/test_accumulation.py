@@ -48,7 +48,7 @@ def test_chunks_of_any_number_give_the_plain_estimate_carry_and_value(name):
     plain = jaxsgd.Minibatch(loss)
     state = plain.init(params, data, jax.random.key(0), carry)
     expected = told(plain, params, data, batch, state)
-    for chunks in (1, 2, 3, 7, 50) if name in ("aux", "stateful, aux") else (3, 7):
+    for chunks in (1, 7, 50) if name in ("aux", "stateful, aux") else (3, 7):
         # 40 = 6 x 7 - 2: the last part has padding
         found = told(jaxsgd.Accumulated(loss, chunks), params, data, batch, state)
         chex.assert_trees_all_close(found, expected, rtol=2e-6, atol=1e-7)
@@ -121,7 +121,7 @@ def test_a_keyed_loss_draws_other_numbers_in_each_part_and_each_step():
     for chunks in (1, 3):
         gradient = jaxsgd.Accumulated(jaxsgd.RowLoss(drawn, keyed=True), chunks)
         state = gradient.init(params, rows, jax.random.key(0))
-        update = jax.jit(gradient.update)
+        update, value = jax.jit(gradient.update), jax.jit(gradient.value)
         own = []
         for _ in range(3):
             estimate, after = update(params, rows, batch, state)
@@ -131,7 +131,7 @@ def test_a_keyed_loss_draws_other_numbers_in_each_part_and_each_step():
                 jax.random.key_data(after.key), jax.random.key_data(state.key)
             )
             assert int(after.step) == int(state.step) + 1
-            ahead = gradient.value(jnp.ones(12), rows, batch, state)  # under the very same numbers
+            ahead = value(jnp.ones(12), rows, batch, state)  # under the very same numbers
             np.testing.assert_allclose(ahead, estimate.grads.sum(), rtol=1e-5)
             own.append(np.asarray(estimate.grads))
             state = after

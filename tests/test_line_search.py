@@ -1,5 +1,6 @@
-"""The searched rate: exact on quadratics, near the argmin elsewhere."""
+"""The searched rate: exact on quadratics, near the argmin elsewhere; what a search is given."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,23 @@ def full(loss, rule, params, data, steps):
     state = solver.init(params, data, key=jax.random.key(0))
     record = lambda state, info: (state.params, info)  # noqa: E731
     return (solver, *jaxsgd.run(solver, state, data, steps, record))
+
+
+def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
+    class Probe:
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params, *, value, grad, value_fn, **_):
+            return grads, (value, grads, *jax.value_and_grad(value_fn)(params))
+
+    for name, (gradient, carry) in table.GRADIENTS.items():
+        solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(8), Probe(), jaxsgd.L2(0.1))
+        state, data = table.start(solver, carry)
+        value, grads, again, slope = jax.jit(solver.step)(state, data)[0].rule
+        np.testing.assert_allclose(value, again, rtol=1e-6, err_msg=name)
+        if name not in ("clipped", "svrg", "saga", "saga linear"):  # theirs is the plain value
+            chex.assert_trees_all_close(grads, slope, rtol=1e-5)
 
 
 def test_least_squares_takes_the_argmin_along_the_gradient():

@@ -81,28 +81,6 @@ def test_the_learning_rate_can_be_differentiated_through_a_run():
     assert slope < 0
 
 
-def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
-    seen = {}
-
-    class Probe:
-        def init(self, params):
-            return ()
-
-        def update(self, grads, state, params, *, value, grad, value_fn, **_):
-            again, slope = jax.value_and_grad(value_fn)(params)
-            seen["value"], seen["again"] = value, again
-            seen["grads"], seen["slope"] = grads, slope
-            return grads, state
-
-    for name, (gradient, carry) in table.GRADIENTS.items():
-        solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(8), Probe(), jaxsgd.L2(0.1))
-        state, data = table.start(solver, carry)
-        solver.step(state, data)
-        np.testing.assert_allclose(seen["value"], seen["again"], rtol=1e-6, err_msg=name)
-        if name not in ("clipped", "svrg", "saga", "saga linear"):  # theirs is the plain value
-            chex.assert_trees_all_close(seen["grads"], seen["slope"], rtol=1e-5)
-
-
 def test_a_step_takes_a_batch_of_ones_own_or_rows_from_elsewhere():
     solver, state, data = simple()
     batch, _ = solver.sampler_for(data).update(state.sampler)

@@ -124,15 +124,14 @@ def test_the_gradient_is_the_plain_one_and_so_are_aux_carry_and_value():
     carry = jnp.ones(table.D)
     start = plain.init(params, data, jax.random.key(0), carry)
     state = gradient.init(params, data, jax.random.key(0), carry)
-    for size in (8, 7):  # the last batches have padding: 4 and 6 rows
-        for step in (0, 2):
-            batch = jaxsgd.Shuffled(size, size=table.N).batch(jax.random.key(1), step)
-            expected, after, value = told(plain, params, data, batch, start)
-            found, own, other = told(gradient, params, data, batch, state)
-            assert found.noise is not None
-            found = found._replace(noise=None)
-            chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
-            chex.assert_trees_all_close((own.carry, other), (after.carry, value), rtol=1e-6)
+    for step in (0, 2):  # the last batch has padding: 6 rows
+        batch = jaxsgd.Shuffled(7, size=table.N).batch(jax.random.key(1), step)
+        expected, after, value = told(plain, params, data, batch, start)
+        found, own, other = told(gradient, params, data, batch, state)
+        assert found.noise is not None
+        found = found._replace(noise=None)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+        chex.assert_trees_all_close((own.carry, other), (after.carry, value), rtol=1e-6)
     # around another gradient
     inner = jaxsgd.NoiseScale(jaxsgd.Accumulated(form, 3))
     again = told(inner, params, data, batch, state)
