@@ -16,7 +16,6 @@ D = table.D
 squared = lambda output, y: jnp.sum(optax.l2_loss(output, y))  # noqa: E731
 MODELS = {
     "linear": jaxsgd.Linear(D),
-    "linear of 3": jaxsgd.Linear(D, 3),
     "mlp": jaxsgd.MLP((D, 5, 4, 3), initialise="he"),
 }
 MAX_NORM = 2.0

@@ -56,12 +56,12 @@ def uneven(n):
 @pytest.mark.parametrize(
     "probabilities",
     [
-        *(uneven(n) for n in (1, 2, 5, 1000)),
+        *(uneven(n) for n in (1, 5, 1000)),
         np.append(np.full(999, 1e-30), 1e30),
         np.ones(3_000_000),
         uneven(3_000_000),
     ],
-    ids="1 2 5 1000 1e60 uniform large".split(),
+    ids="1 5 1000 1e60 uniform large".split(),
 )
 def test_the_words_are_shared_out_whole(probabilities):
     n = len(probabilities)
