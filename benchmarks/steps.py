@@ -47,6 +47,7 @@ def samplers(n: int, batch: int) -> dict[str, Any]:
         "WithReplacement": jaxsgd.WithReplacement(batch),
         "ImportanceSampled": jaxsgd.ImportanceSampled(rng.uniform(0.1, 1, n), batch),
         "Stratified, 5 classes": jaxsgd.Stratified(labels, batch),
+        "Stratified, in equal parts": jaxsgd.Stratified(labels, batch, (1, 1, 1, 1, 1)),
         f"Poisson, {capacity} slots": jaxsgd.Poisson(rate, capacity),
     }
 

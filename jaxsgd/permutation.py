@@ -119,7 +119,7 @@ def _walk(
         return left, _add(right, left, other, b)
 
     def encipher(x: Any) -> Any:
-        right = x // a if isinstance(a, np.uint32) else _quotient(x, a)
+        right = x // a if isinstance(a, np.uint32) else quotient(x, a)
         halves = x - right * a, right
         if in_loop:
             halves = lax.fori_loop(0, rounds // 2, two, halves)
@@ -144,11 +144,14 @@ def _walk(
     return x.astype(jnp.int32)
 
 
-def _quotient(x: jax.Array, side: jax.Array) -> jax.Array:
-    """`x // side` of uint32 below 2**16 by floats, at most one off: integers are divided singly."""
-    quotient = (x.astype(jnp.float32) / side.astype(jnp.float32)).astype(jnp.uint32)
-    rest = (x - quotient * side).astype(jnp.int32)
-    return quotient + (rest >= side.astype(jnp.int32)) - (rest < 0)
+def quotient(x: jax.Array, side: jax.Array) -> jax.Array:
+    """`x // side` (uint32) of uint32 below 2**31, where it is below 2**20.
+
+    By floats, at most one off before it is mended: a CPU divides integers one by one.
+    """
+    guess = (x.astype(jnp.float32) / side.astype(jnp.float32)).astype(jnp.uint32)
+    rest = (x - guess * side).astype(jnp.int32)
+    return guess + (rest >= side.astype(jnp.int32)) - (rest < 0)
 
 
 def _integers(array: Any, name: str) -> jax.Array:

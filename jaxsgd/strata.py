@@ -14,7 +14,7 @@ from jaxsgd import checks
 from jaxsgd.draws import below, words
 from jaxsgd.gradients import take
 from jaxsgd.pairs import Batch, part, static
-from jaxsgd.permutation import GOLDEN, mix, permute_each, shapes
+from jaxsgd.permutation import GOLDEN, mix, permute_each, quotient, shapes
 from jaxsgd.samplers import advance, begin
 
 MOST_STEPS = 2**26  # of an epoch: more would overflow the products of `_first_place`
@@ -108,9 +108,11 @@ class Stratified:
         position = jnp.minimum(place - of_class(begins), of_class(places - 1))
         salt = of_class(salt)
         if self.proportions is not None:  # the class may have been passed through before
-            passes = position // of_class(counts)
-            position -= passes * of_class(counts)
-            salt += passes.astype(jnp.uint32) * GOLDEN
+            divide = quotient if (places // counts).max() < 2**20 else jax.lax.div
+            position, rows_of = position.astype(jnp.uint32), of_class(size)
+            passes = divide(position, rows_of)
+            position -= passes * rows_of
+            salt += passes * GOLDEN
 
         shape = (*(of_class(x) for x in (size, a, b)), rounds)
         row = of_class(rows) + permute_each(key, epoch, position, salt, shape)

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import jaxsgd
-from jaxsgd.permutation import permute_epoch
+from jaxsgd.permutation import permute_epoch, quotient
 
 LARGEST = 2**31 - 1
 
@@ -295,3 +295,13 @@ def test_final_losses_are_distributed_as_with_a_sorted_shuffle():
     # the witness: the same test tells sampling with replacement apart
     replaced = by_hand(rng.integers(N, size=(200, EPOCHS, N)))
     assert scipy.stats.ks_2samp(losses, replaced).pvalue < 0.01
+
+
+def test_quotients_are_those_of_python_integers():
+    rng = np.random.default_rng(0)
+    side = np.concatenate([2 ** rng.uniform(0, 31, 5000), [1, 2, 3, 2**31 - 1]]).astype(np.int64)
+    whole = (rng.uniform(size=side.size) * np.minimum((2**31 - 1) // side, 2**20 - 1)).astype(int)
+    for x in (whole * side, whole * side - 1, whole * side + side - 1):  # where it changes
+        x = np.clip(x, 0, 2**31 - 1)
+        found = quotient(jnp.asarray(x, jnp.uint32), jnp.asarray(side, jnp.uint32))
+        np.testing.assert_array_equal(found, x // side)
