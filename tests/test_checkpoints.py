@@ -49,7 +49,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
     begun = PROCESSES.Event()
     warm = start(args=(tmp_path / "warm", cache, 1, begun))
     warm.start()
-    warm.join(60)  # compiles, so that the others need not and leave its cache alone
+    warm.join(300)  # compiles, so that the others need not and leave its cache alone
     assert warm.exitcode == 0  # None where it hangs: a fork of a process that had used a device
     kills = torn = 0
     for i in range(20):
@@ -57,7 +57,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
         process = start(args=(folder, cache, EPOCHS, begun))
         process.start()
         if i % 5:  # from the first epoch on, else from the start of the process
-            assert begun.wait(60)
+            assert begun.wait(300)
         time.sleep(random.uniform(0, 0.2))
         kills += process.is_alive()
         os.kill(process.pid, signal.SIGKILL)
