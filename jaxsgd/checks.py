@@ -129,8 +129,8 @@ def one_a_row(value: Any, n: int, name: str) -> None:
         raise ValueError(f"{name} is of shape {shape}, expected ({n},): one entry a row")
 
 
-def weights(value: Any, name: str) -> None:
-    """Refuse what is no array of numbers at least 0, with some above it on the last axis."""
+def weights(value: Any, name: str, dtype: Any = np.float32) -> None:
+    """Refuse what is no array of numbers at least 0, some above it as `dtype` on the last axis."""
     if isinstance(value, jax.core.Tracer):
         return
     if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
@@ -139,7 +139,9 @@ def weights(value: Any, name: str) -> None:
     host = np.asarray(jax.device_get(value), np.float64)
     number(host.min(initial=0), f"{name}'s least entry")
     number(host.max(initial=0), f"{name}'s largest entry")
-    if not np.all(np.any(host.astype(np.float32) > 0, axis=-1)):
+    with np.errstate(over="ignore"):  # infinity is above 0 too
+        is_above = host.astype(dtype) > 0
+    if not np.all(np.any(is_above, axis=-1)):
         raise ValueError(f"{name} is 0 for all rows, expected one above 0")
 
 

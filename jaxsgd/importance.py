@@ -68,7 +68,7 @@ class ImportanceSampled:
         if isinstance(given, jax.core.Tracer):
             return
         given = np.asarray(given) if isinstance(given, list | tuple) else given
-        checks.weights(given, name)
+        checks.weights(given, name, np.float64)  # they are scaled below
         if not np.all(np.asarray(given, np.float64) > 0):
             raise ValueError(
                 f"{name} are 0 for some row, which would bias the gradient, expected all above 0; "

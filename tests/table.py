@@ -75,7 +75,8 @@ SAMPLERS = {
     "dynamic": lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
     "sharded": lambda: jaxsgd.Sharded(BATCH, shards=2),
     "importance": lambda: jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
-    "stratified": lambda: jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
+    "stratified": lambda: jaxsgd.Stratified(LABELS, BATCH),
+    "stratified, proportions": lambda: jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
     "poisson": lambda: jaxsgd.Poisson(0.3, capacity=BATCH),  # overflows in one of four batches
     "fixed": lambda: jaxsgd.FixedBatches(INDEX),
 }

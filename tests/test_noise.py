@@ -124,8 +124,8 @@ def test_the_gradient_is_the_plain_one_and_so_are_aux_carry_and_value():
     carry = jnp.ones(table.D)
     start = plain.init(params, data, jax.random.key(0), carry)
     state = gradient.init(params, data, jax.random.key(0), carry)
-    for step in (0, 2):  # the last batch has padding: 6 rows
-        batch = jaxsgd.Shuffled(7, size=table.N).batch(jax.random.key(1), step)
+    for size, step in ((8, 0), (8, 2), (7, 0), (7, 2)):  # at step 2 with padding: 4 and 6 rows
+        batch = jaxsgd.Shuffled(size, size=table.N).batch(jax.random.key(1), step)
         expected, after, value = told(plain, params, data, batch, start)
         found, own, other = told(gradient, params, data, batch, state)
         assert found.noise is not None

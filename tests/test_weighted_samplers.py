@@ -56,12 +56,12 @@ def uneven(n):
 @pytest.mark.parametrize(
     "probabilities",
     [
-        *(uneven(n) for n in (1, 5, 1000)),
+        *(uneven(n) for n in (1, 2, 5, 1000)),
         np.append(np.full(999, 1e-30), 1e30),
         np.ones(3_000_000),
         uneven(3_000_000),
     ],
-    ids="1 5 1000 1e60 uniform large".split(),
+    ids="1 2 5 1000 1e60 uniform large".split(),
 )
 def test_the_words_are_shared_out_whole(probabilities):
     n = len(probabilities)
@@ -112,7 +112,7 @@ def test_probabilities_that_are_none_are_refused_or_traced_give_nan():
         assert ((batch.index >= 0) & (batch.index < 3)).all()
     with pytest.raises(TypeError, match="type float"):
         jaxsgd.ImportanceSampled(0.5, 4)
-    for far in (1e-30, 1e38):  # of any size, and a list
+    for far in (1e-300, 1e-30, 1e38, 1e300):  # of any size, and a list
         batch = jaxsgd.ImportanceSampled([far] * 4, 64).batch(KEY, 0)
         np.testing.assert_allclose(batch.weight, 1 / 64, rtol=1e-4)
         assert set(batch.index.tolist()) == {0, 1, 2, 3}
@@ -173,8 +173,10 @@ def classes(*counts, seed=0, names=None):
 STRATA = {  # labels, batch size, proportions
     "rare": (classes(701, 200, 90, 7, 3, names=[-5, 100, 3, 0, 2**30]), 64, None),
     "whole": (classes(60, 30, 10), 10, None),
+    "one step": (classes(5, 1, 3), 9, None),
     "one row a step": (classes(9, 4, 2), 1, None),
     "in a lane": (classes(*[1, 2, 3] * 12), 6, None),  # six or so classes in the places of a slot
+    "many": (classes(*[1, 4, 7, 2] * 35), 30, None),
     "proportions": (classes(300, 20, 5), 40, (1, 2.5, 1)),
     "many proportions": (classes(*[1, 6, 2] * 30), 25, tuple([1, 0.2, 3, 2, 0.1] * 18)),
     "almost none": (classes(90, 9, 1), 20, (1e-6, 1, 1e-9)),
