@@ -11,7 +11,7 @@ run: $(VENV)/.run
 
 test: check
 	$(BIN)/python -m pytest --quick
-	$(BIN)/python -m pytest --dist worksteal tests/test_laws.py tests/test_streaming.py tests/test_loops.py
+	$(BIN)/python -m pytest --dist worksteal tests/test_laws.py tests/data/test_host.py tests/loops/test_run.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

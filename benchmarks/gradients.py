@@ -28,15 +28,15 @@ def perceptron(rounds: int) -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.uniform(size=(10_000, 784)).astype(np.float32), rng.integers(0, 10, 10_000)
     data = jax.device_put((x, np.eye(10, dtype=np.float32)[labels]))
-    model = jaxsgd.MLP((784, 128, 10))
-    known = jaxsgd.ModelLoss(model, optax.softmax_cross_entropy)
+    model = jaxsgd.models.MLP((784, 128, 10))
+    known = jaxsgd.models.ModelLoss(model, optax.softmax_cross_entropy)
     loss = lambda params, row: known(params, row)  # noqa: E731  # the same, as any function
     contenders = {
-        "Minibatch": jaxsgd.Minibatch(loss),
+        "MinibatchGradient": jaxsgd.MinibatchGradient(loss),
         "PerExampleClipped, any loss": jaxsgd.PerExampleClipped(loss, 1.0),
         "PerExampleClipped, ModelLoss": jaxsgd.PerExampleClipped(known, 1.0),
         "the same with noise": jaxsgd.PerExampleClipped(known, 1.0, 1.0, 1 / 256),
-        "NoiseScale": jaxsgd.NoiseScale(loss),
+        "NoiseScale": jaxsgd.NoiseScaleGradient(loss),
         "Accumulated, 8 parts": jaxsgd.Accumulated(loss, 8),
         "SVRG, every 40": jaxsgd.SVRG(loss, 40),
     }
@@ -57,8 +57,8 @@ def table(rounds: int) -> None:
     for n in (10_000, 1_000_000):
         x = np.random.default_rng(0).normal(size=(n, 50)).astype(np.float32)
         data = jax.device_put((x, (x[:, 0] > 0).astype(np.float32)))
-        model = jaxsgd.Linear(50)
-        loss = jaxsgd.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
+        model = jaxsgd.models.Linear(50)
+        loss = jaxsgd.models.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
         for batch in (1, 64):
             solver = jaxsgd.Solver(jaxsgd.SAGA(loss), jaxsgd.Shuffled(batch), jaxsgd.SGD(0.01))
             state = solver.init(model.init(jax.random.key(0)), data, key=jax.random.key(1))
@@ -94,11 +94,13 @@ def logistic(rounds: int) -> None:
         ).fit(x, y)
         return np.append(saga.coef_[0], saga.intercept_).astype(np.float64)
 
-    model, data = jaxsgd.Linear(d), jax.device_put((x, y))
-    loss = jaxsgd.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
-    penalty = jaxsgd.L2(STRENGTH, mask=jaxsgd.weights_only)
+    model, data = jaxsgd.models.Linear(d), jax.device_put((x, y))
+    loss = jaxsgd.models.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
+    penalty = jaxsgd.L2(STRENGTH, mask=jaxsgd.models.weights_only)
     params = model.init(jax.random.key(0))
-    curved = jaxsgd.smoothness(loss, params, data, key=jax.random.key(1), penalty=penalty)
+    curved = jaxsgd.diagnostics.estimate_smoothness(
+        loss, params, data, key=jax.random.key(1), penalty=penalty
+    )
 
     def ours(batch: int, passes: int) -> np.ndarray:
         rule = jaxsgd.SGD(curved.rate(batch))

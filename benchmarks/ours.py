@@ -22,9 +22,9 @@ LOSSES = {
 def problem(task: Training) -> tuple[Any, Any]:
     """A loss of one row, and the parameters to start from."""
     if task.classes == 1:
-        model: Any = jaxsgd.Linear(task.features)
+        model: Any = jaxsgd.models.Linear(task.features)
     else:
-        model = jaxsgd.MLP(tuple(task.sizes))
+        model = jaxsgd.models.MLP(tuple(task.sizes))
     cost = LOSSES["softmax" if task.model == "mlp" else task.model]
     params = tuple({"weight": w.T, "bias": b} for w, b in task.start())
     if task.classes == 1:

@@ -74,7 +74,9 @@ def main() -> None:
         report(f"{title}, by rule", by_rule, steps, rounds)
         solver, state, data = started(task, RULES["SGD"])
         never = jaxsgd.SmallStep(0.0)  # it looks, and never says so
-        until = partial(jaxsgd.run_until, solver, state, data, never, max_steps=steps, every=100)
+        until = partial(
+            jaxsgd.run_until, solver, state, data, never, max_steps=steps, check_every=100
+        )
         both = {
             "run": partial(jaxsgd.run, solver, state, data, steps),
             "run_until, every 100": until,

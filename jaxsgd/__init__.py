@@ -1,32 +1,42 @@
 """Minibatch stochastic gradient descent in JAX: a whole training run as a pure value."""
 
-from jaxsgd import plots, problems
-from jaxsgd.accumulation import Accumulated
-from jaxsgd.adaptive import AdaGrad, Adam, RMSProp
-from jaxsgd.averaging import EMA, TailAverage, averaged
-from jaxsgd.checkpoints import restore, save
-from jaxsgd.chunks import chunks
-from jaxsgd.clipping import PerExampleClipped
-from jaxsgd.dynamic import DynamicBatch
+from jaxsgd import diagnostics, models, plots, problems
+from jaxsgd.checkpoints.orbax import restore, save
+from jaxsgd.core.part import field, number, part, static
+from jaxsgd.core.records import Batch, Estimate, Info, State
+from jaxsgd.data.base import Rows, take
+from jaxsgd.data.host import HostRows, StreamedRows
+from jaxsgd.data.mesh import MeshRows, process_rows
 from jaxsgd.evaluation import Objective, evaluate
-from jaxsgd.fit import Result, fit
-from jaxsgd.fixed import FixedBatches
-from jaxsgd.gradients import Minibatch, take
-from jaxsgd.halving import Halved, Rung, halving
-from jaxsgd.importance import ImportanceSampled
-from jaxsgd.line_search import LineSearch
-from jaxsgd.loops import run, run_until
-from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.meshes import MeshRows, process_rows
-from jaxsgd.models import MLP, Linear, ModelLoss, weights_only
-from jaxsgd.noise import Noise, NoiseScale, noise_scale
-from jaxsgd.pairs import Batch, Estimate, Info, State, number, part, static
-from jaxsgd.penalties import L1, L2, ElasticNet
-from jaxsgd.permutation import permute
-from jaxsgd.poisson import Poisson
-from jaxsgd.proximal import Proximal
-from jaxsgd.rules import SGD, Momentum, Nesterov
-from jaxsgd.samplers import Blocks, FullBatch, Sequential, Shuffled, WithReplacement
+from jaxsgd.gradients.accumulated import Accumulated
+from jaxsgd.gradients.base import Gradient, GradientState
+from jaxsgd.gradients.clipped import PerExampleClipped
+from jaxsgd.gradients.minibatch import MinibatchGradient
+from jaxsgd.gradients.noise_scale import NoiseEstimate, NoiseScaleGradient
+from jaxsgd.gradients.saga import SAGA
+from jaxsgd.gradients.svrg import SVRG
+from jaxsgd.loops.chunks import chunks
+from jaxsgd.loops.run import run
+from jaxsgd.loops.run_until import run_until
+from jaxsgd.losses import BatchLoss, Loss, RowLoss, RowsLoss, as_loss
+from jaxsgd.penalties import L1, L2, ElasticNet, ProximalPenalty
+from jaxsgd.random.permutation import permute
+from jaxsgd.rules.adaptive import AdaGrad, Adam, RMSProp
+from jaxsgd.rules.averaging import EMA, TailAverage, averaged
+from jaxsgd.rules.base import Rule
+from jaxsgd.rules.descent import SGD, Momentum, Nesterov
+from jaxsgd.rules.from_optax import FromOptax
+from jaxsgd.rules.line_search import LineSearch
+from jaxsgd.rules.proximal import Proximal
+from jaxsgd.samplers.base import CounterSampler, EpochSampler, Sampler, SamplerState
+from jaxsgd.samplers.dynamic import DynamicBatch
+from jaxsgd.samplers.epochs import Blocks, FullBatch, Sequential, Shuffled
+from jaxsgd.samplers.fixed import FixedBatches
+from jaxsgd.samplers.importance import ImportanceSampled
+from jaxsgd.samplers.poisson import Poisson
+from jaxsgd.samplers.replacement import WithReplacement
+from jaxsgd.samplers.sharded import Sharded
+from jaxsgd.samplers.stratified import Stratified
 from jaxsgd.schedules import (
     CompoundDecay,
     CosineDecay,
@@ -37,9 +47,7 @@ from jaxsgd.schedules import (
     WarmRestarts,
     Warmup,
 )
-from jaxsgd.shards import Sharded
-from jaxsgd.smoothness import Smoothness, smoothness
-from jaxsgd.solver import Solver
+from jaxsgd.solver import Solver, check
 from jaxsgd.stopping import (
     AnyOf,
     Check,
@@ -50,19 +58,19 @@ from jaxsgd.stopping import (
     Reason,
     SmallGradient,
     SmallStep,
+    Stop,
 )
-from jaxsgd.strata import Stratified
-from jaxsgd.streaming import HostRows
-from jaxsgd.sweeps import sweep
-from jaxsgd.swept import Ranked, Sweep
-from jaxsgd.transformations import FromOptax
-from jaxsgd.variance import SAGA, SVRG
+from jaxsgd.sweeps.halving import HalvingResult, Rung, halving
+from jaxsgd.sweeps.result import Ranked, Sweep
+from jaxsgd.sweeps.sweep import sweep
+from jaxsgd.training.fit import Result, fit
+
+__version__ = "0.1.0"
 
 __all__ = [
     "EMA",
     "L1",
     "L2",
-    "MLP",
     "SAGA",
     "SGD",
     "SVRG",
@@ -77,63 +85,77 @@ __all__ = [
     "CompoundDecay",
     "Converged",
     "CosineDecay",
+    "CounterSampler",
     "Diverged",
     "DynamicBatch",
     "EarlyStopping",
     "ElasticNet",
     "Ending",
+    "EpochSampler",
     "Estimate",
     "ExponentialDecay",
     "FixedBatches",
     "FromOptax",
     "FullBatch",
-    "Halved",
+    "Gradient",
+    "GradientState",
+    "HalvingResult",
     "HostRows",
     "ImportanceSampled",
     "Info",
     "InverseTimeDecay",
     "LineSearch",
-    "Linear",
     "LinearDecay",
+    "Loss",
     "MeshRows",
-    "Minibatch",
-    "ModelLoss",
+    "MinibatchGradient",
     "Momentum",
     "Nesterov",
-    "Noise",
-    "NoiseScale",
+    "NoiseEstimate",
+    "NoiseScaleGradient",
     "Objective",
     "PerExampleClipped",
     "Poisson",
     "Proximal",
+    "ProximalPenalty",
     "RMSProp",
     "Ranked",
     "Reason",
     "Result",
     "RowLoss",
+    "Rows",
     "RowsLoss",
+    "Rule",
     "Rung",
+    "Sampler",
+    "SamplerState",
     "Sequential",
     "Sharded",
     "Shuffled",
     "SmallGradient",
     "SmallStep",
-    "Smoothness",
     "Solver",
     "State",
     "StepDecay",
+    "Stop",
     "Stratified",
+    "StreamedRows",
     "Sweep",
     "TailAverage",
     "WarmRestarts",
     "Warmup",
     "WithReplacement",
+    "__version__",
+    "as_loss",
     "averaged",
+    "check",
     "chunks",
+    "diagnostics",
     "evaluate",
+    "field",
     "fit",
     "halving",
-    "noise_scale",
+    "models",
     "number",
     "part",
     "permute",
@@ -144,9 +166,12 @@ __all__ = [
     "run",
     "run_until",
     "save",
-    "smoothness",
     "static",
     "sweep",
     "take",
-    "weights_only",
 ]
+
+
+def __dir__() -> list[str]:
+    """The API alone: folders are reached by their public names."""
+    return __all__

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
-from jaxsgd import checks
-from jaxsgd.gradients import take
-from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.meshes import MeshRows
-from jaxsgd.pairs import PyTree, State, accumulator_of, as_arguments, as_callable, part, static
-from jaxsgd.samplers import Sequential
-from jaxsgd.streaming import HostRows, blocks
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_callable, as_optional_callable, field, part, static
+from jaxsgd.core.records import State
+from jaxsgd.core.trees import accumulator_of, as_arguments, gather
+from jaxsgd.data.base import as_rows
+from jaxsgd.losses import BatchLoss, Loss, RowLoss, RowsLoss
+from jaxsgd.samplers.epochs import Sequential
 
 
 def evaluate(
@@ -22,9 +23,9 @@ def evaluate(
     params: PyTree,
     data: PyTree,
     *,
-    row_weight: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
     batch_size: int = 1024,
-    carry: PyTree = None,
+    model_state: PyTree = None,
 ) -> Any:
     """The exact mean over all rows of one function, or of each of a dict of functions.
 
@@ -37,29 +38,29 @@ def evaluate(
         floats), a `RowLoss` or `RowsLoss`, or a dict of those.
       params: the parameters.
       data: the rows: arrays, `HostRows` or `MeshRows`.
-      row_weight: None, or v, an array of length n, at least 0.
+      sample_weight: None, or v, an array of length n, at least 0.
       batch_size: rows in a chunk; it bounds the memory.
-      carry: a model state, given to each function as a third argument where it is not None.
+      model_state: a model state, given to each function as a third argument where it is not None.
 
     Returns:
       The mean (float32, float64 for float64 parameters), or a dict of means.
 
     Raises:
       TypeError: a `BatchLoss`, which is no mean over rows, or a `keyed` loss.
-      ValueError: row weights of another length, below 0, not finite, or all 0.
+      ValueError: sample weights of another length, below 0, not finite, or all 0.
       OSError: rows on the host could not be read.
 
     >>> y = jnp.array([1.0, 3.0, 8.0])
     >>> jaxsgd.evaluate({"above": lambda theta, y: y > theta}, jnp.array(2.0), y, batch_size=2)
     {'above': Array(0.6666667, dtype=float32)}
     """
-    batch_size = checks.integer(batch_size, "evaluate's batch_size", 1)
-    n = checks.rows(data)
-    if row_weight is not None:
-        checks.weights(row_weight, "row_weight")
-        checks.one_a_row(row_weight, n, "row_weight")
+    batch_size = validation.integer(batch_size, "evaluate's batch_size", 1)
+    n = as_rows(data).size
+    if sample_weight is not None:
+        validation.weights(sample_weight, "sample_weight")
+        validation.one_a_row(sample_weight, n, "sample_weight")
     named = metrics if isinstance(metrics, dict) else {"": metrics}
-    means = means_over(named, params, data, row_weight, carry, batch_size)
+    means = means_over(named, params, data, sample_weight, model_state, batch_size)
     return means if isinstance(metrics, dict) else means[""]
 
 
@@ -67,45 +68,26 @@ def means_over(
     metrics: dict[str, Any],
     params: PyTree,
     data: PyTree,
-    row_weight: jax.Array | None,
-    carry: PyTree,
+    sample_weight: jax.Array | None,
+    model_state: PyTree,
     batch_size: int = 1024,
 ) -> dict[str, jax.Array]:
-    """`evaluate` of row weights that were looked at before: that reads all of them."""
+    """`evaluate` of sample weights that were looked at before: that reads all of them."""
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
-    batch_size = min(batch_size, checks.rows(data))
-    if isinstance(data, HostRows):
-        return _evaluate_blocks(forms, params, data, row_weight, carry, batch_size)
-    args = as_arguments((forms, params, data, row_weight, carry))
-    return _evaluate(*args, batch_size=batch_size)
-
-
-def _evaluate_blocks(
-    forms: Any, params: PyTree, data: HostRows, row_weight: Any, carry: PyTree, batch_size: int
-) -> Any:
-    """The same sums, over one block of rows after the other."""
-    forms, params, row_weight, carry = as_arguments((forms, params, row_weight, carry))
-    sums = None
-    for begin, rows in blocks(data, batch_size):
-        weight = None if row_weight is None else row_weight[begin : begin + checks.rows(rows)]
-        sums = _add(forms, params, rows, weight, carry, sums, batch_size=batch_size)
-        jax.block_until_ready(sums)  # before the buffer of its rows is used again
-    return _means(sums)
+    rows = as_rows(data)
+    batch_size = min(batch_size, rows.size)
+    args = as_arguments((forms, params, model_state))
+    weight = as_arguments(sample_weight)
+    if rows.is_streamed:
+        add = partial(_add, batch_size=batch_size)
+        return _means(rows.total(add, weight, batch_size, *args))
+    return _evaluate(rows.as_arguments(), weight, *args, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def _evaluate(
-    forms: Any, params: PyTree, data: PyTree, row_weight: Any, carry: PyTree, *, batch_size: int
-) -> Any:
-    add = partial(_add, sums=None, batch_size=batch_size)
-    if not isinstance(data, MeshRows):
-        return _means(add(forms, params, data, row_weight, carry))
-
-    def own(rows: PyTree, first: jax.Array, args: Any, row_weight: Any, carry: PyTree) -> Any:
-        weight = data.weights(row_weight, first, checks.rows(rows))
-        return lax.psum(add(*args, rows, weight, carry), data.axis)
-
-    return _means(data.each(own, (forms, params), row_weight, carry))
+def _evaluate(data: PyTree, sample_weight: Any, *args: Any, batch_size: int) -> Any:
+    add = partial(_add, batch_size=batch_size)
+    return _means(as_rows(data).total(add, sample_weight, batch_size, *args))
 
 
 @jax.jit
@@ -116,32 +98,32 @@ def _means(sums: Any) -> Any:
 
 @partial(jax.jit, static_argnames="batch_size")
 def _add(
+    data: PyTree,
+    sample_weight: Any,
+    sums: Any,
     forms: Any,
     params: PyTree,
-    data: PyTree,
-    row_weight: Any,
-    carry: PyTree,
-    sums: Any,
+    model_state: PyTree,
     *,
     batch_size: int,
 ) -> Any:
     """The weighted sums of the metrics, the sum of the weights, and what rounding lost of each."""
-    n = checks.rows(data)
+    n = as_rows(data).size
     sampler = Sequential(min(batch_size, n), size=n)
     dtype = accumulator_of(params)
 
     def chunk(step: jax.Array) -> Any:
         index, weight = sampler.batch(None, step)  # type: ignore[arg-type]
-        rows = take(data, index)
+        rows = gather(data, index)
         weight = (weight > 0).astype(dtype)
-        if row_weight is not None:
-            weight = weight * take(row_weight, index).astype(dtype)
+        if sample_weight is not None:
+            weight = weight * gather(sample_weight, index).astype(dtype)
 
         def total(values: jax.Array) -> jax.Array:
             factor = weight.reshape(-1, *(1,) * (values.ndim - 1))
             return jnp.sum(jnp.where(factor > 0, values.astype(dtype) * factor, 0), axis=0)
 
-        values = {name: form(params, rows, carry) for name, form in forms.items()}
+        values = {name: form(params, rows, model_state) for name, form in forms.items()}
         return jax.tree.map(total, values), jnp.sum(weight)
 
     def add(step: jax.Array, sums: Any) -> Any:
@@ -166,16 +148,16 @@ class Metric:
 
     form: Any
 
-    def __call__(self, params: PyTree, rows: PyTree, carry: PyTree) -> PyTree:
+    def __call__(self, params: PyTree, rows: PyTree, model_state: PyTree) -> PyTree:
         if isinstance(self.form, RowLoss | RowsLoss):
-            return self.form.each(params, rows, None, carry)[0]
-        extra = () if carry is None else (carry,)
+            return self.form.each(params, rows, None, model_state)[0]
+        extra = () if model_state is None else (model_state,)
         return jax.vmap(lambda row: self.form(params, row, *extra))(rows)
 
 
 def _metric(metric: Any, name: str) -> Metric:
     where = f"metric {name!r}" if name else "the metric"
-    if isinstance(metric, BatchLoss) or getattr(metric, "keyed", False):
+    if isinstance(metric, Loss) and (isinstance(metric, BatchLoss) or metric.keyed):
         kind = "a BatchLoss" if isinstance(metric, BatchLoss) else "keyed"
         raise TypeError(
             f"{where} is {kind}, expected a function of (params, row): a mean over rows"
@@ -183,6 +165,10 @@ def _metric(metric: Any, name: str) -> Metric:
     if isinstance(metric, RowLoss | RowsLoss):
         return Metric(metric)
     return Metric(as_callable(metric, where))
+
+
+def _as_metric(metric: Any, name: str = "metric") -> Any:
+    return _metric(metric, name).form
 
 
 @part
@@ -196,7 +182,7 @@ class Objective:
       metric: as in `evaluate`, one of them: a loss, say.
       data: the rows.
       penalty: None, or a function `params -> scalar`.
-      row_weight: None, or an array of length n, as in `evaluate`.
+      sample_weight: None, or an array of length n, as in `evaluate`.
       at: which parameters of a state; None for its own. `averaged` fits.
       batch_size: rows in a chunk.
 
@@ -208,24 +194,20 @@ class Objective:
     5.0
     """
 
-    metric: Any
-    data: PyTree
-    penalty: Any = None
-    row_weight: Any = None
+    metric: Any = field(converter=_as_metric)
+    data: PyTree = field()
+    penalty: Any = field(default=None, converter=as_optional_callable)
+    sample_weight: Any = None
     at: Callable[[State], PyTree] | None = static(default=None, kw_only=True)
     batch_size: int = static(default=1024, kw_only=True)
 
     def __post_init__(self) -> None:
-        n = checks.rows(self.data)
-        if isinstance(self.data, HostRows):
+        rows = as_rows(self.data)
+        if rows.is_streamed:
             raise TypeError("Objective's data stay on the host, expected arrays: use evaluate")
-        if self.row_weight is not None:
-            checks.weights(self.row_weight, "row_weight")
-            checks.one_a_row(self.row_weight, n, "row_weight")
-        form = _metric(self.metric, "Objective").form
-        object.__setattr__(self, "metric", form)
-        if self.penalty is not None:
-            object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
+        if self.sample_weight is not None:
+            validation.weights(self.sample_weight, "sample_weight")
+            validation.one_a_row(self.sample_weight, rows.size, "sample_weight")
 
     def __call__(self, state: State) -> jax.Array:
         """The objective (float[])."""
@@ -234,8 +216,8 @@ class Objective:
             self.metric,
             params,
             self.data,
-            row_weight=self.row_weight,
+            sample_weight=self.sample_weight,
             batch_size=self.batch_size,
-            carry=state.carry,
+            model_state=state.model_state,
         )
         return mean if self.penalty is None else mean + self.penalty(params)

@@ -14,19 +14,21 @@ how a loss is handed over:
 Each takes the same options, which lengthen the arguments and the result, in this order:
 
     keyed=True      fn(params, row, key, ...)            a key for dropout: one a row in RowLoss
-    stateful=True   fn(params, row, ..., carry)          a model state goes in, and comes out last
+    has_model_state=True   fn(params, row, ..., model_state)          a model state goes in, and comes out last
     has_aux=True    returns (loss, aux)                  aux is averaged with the batch's weights
 
-so all three together are `fn(params, row, key, carry) -> (loss, aux, carry)`.
+so all three together are `fn(params, row, key, model_state) -> (loss, aux, model_state)`.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
-from jaxsgd.pairs import PyTree, as_callable, part, static
+from jaxsgd.core.part import as_callable, field, part, static
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -34,15 +36,46 @@ FORMS = (
 )
 
 
+class Loss(abc.ABC):
+    """The contract of a loss: `RowLoss`, `RowsLoss` and `BatchLoss` implement it.
+
+    Attributes:
+      fn: the function.
+      has_aux: it returns `(loss, aux)`.
+      keyed: it takes a key.
+      has_model_state: it takes a model state, and returns the new one last.
+      is_linear: the loss of a batch is `sum_i weight[i] loss(row[i])`.
+      rows_name: what the function calls its second argument.
+    """
+
+    fn: Callable[..., Any]
+    has_aux: bool
+    keyed: bool
+    has_model_state: bool
+    is_linear: bool = True
+    rows_name: str = "rows"
+
+    @abc.abstractmethod
+    def total(
+        self,
+        params: PyTree,
+        rows: PyTree,
+        weight: Float[Array, " B"],
+        key: Any,
+        model_state: PyTree,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
+        """The loss of a batch, its aux and the new model state."""
+
+
 @part
-class RowLoss:
+class RowLoss(Loss):
     """A loss of one row, averaged over the batch: `sum_i weight[i] fn(params, row[i])`.
 
-    A plain function given as a loss is one. Linear in the weights. A `stateful` carry is averaged
+    A plain function given as a loss is one. Linear in the weights. The model state is averaged
     over the rows with the weights.
 
     Args:
-      fn: `fn(params, row[, key][, carry]) -> scalar`, a function or callable pytree.
+      fn: `fn(params, row[, key][, model_state]) -> scalar`, a function or callable pytree.
 
     Raises:
       TypeError: `fn` is no function, hides arrays in a `functools.partial`, or its result is no
@@ -56,52 +89,55 @@ class RowLoss:
     2.0
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
-    stateful: bool = static(default=False, kw_only=True)
+    has_model_state: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fn", as_callable(self.fn, "RowLoss's fn"))
+    rows_name = "row"
 
-    def one(self, params: PyTree, row: PyTree, key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
-        """The loss (float[]), aux and carry of one row, with a key of its own."""
-        loss, aux, new = _call(self, (params, row), key, carry)
+    def one(
+        self, params: PyTree, row: PyTree, key: Any, model_state: PyTree
+    ) -> tuple[Any, Any, Any]:
+        """The loss (float[]), aux and model state of one row, with a key of its own."""
+        loss, aux, new = _call(self, (params, row), key, model_state)
         if jnp.shape(loss) != ():
             raise TypeError(
                 f"the loss {self.fn!r} returned {_shape_of(loss)} for one row, expected a "
                 f"scalar: it is given one row, of shape {jax.tree.map(jnp.shape, row)}; the "
                 f"forms of a loss are {FORMS}"
             )
-        return _float(loss, self), aux, new if self.stateful else None
+        return _float(loss, self), aux, new if self.has_model_state else None
 
-    def each(self, params: PyTree, rows: PyTree, key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
-        """The losses (float[B]), aux and carries of each row."""
-        one = lambda row, key: self.one(params, row, key, carry)  # noqa: E731
+    def each(
+        self, params: PyTree, rows: PyTree, key: Any, model_state: PyTree
+    ) -> tuple[Any, Any, Any]:
+        """The losses (float[B]), aux and model states of each row."""
+        one = lambda row, key: self.one(params, row, key, model_state)  # noqa: E731
         if not self.keyed:
             return jax.vmap(one, (0, None))(rows, None)
         count = jax.tree.leaves(rows)[0].shape[0]
         return jax.vmap(one)(rows, jax.random.split(key, count))
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, carry: PyTree
+        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The weighted sum of the losses, with the aux and the carry averaged alike."""
-        values, aux, carries = self.each(params, rows, key, carry)
-        if self.stateful:
-            carry = _average(weight, carries, carry)
-        return weigh(weight, values), (weigh(weight, aux), carry)
+        """The weighted sum of the losses, with the aux and the model state averaged alike."""
+        values, aux, model_states = self.each(params, rows, key, model_state)
+        if self.has_model_state:
+            model_state = _average(weight, model_states, model_state)
+        return weigh(weight, values), (weigh(weight, aux), model_state)
 
 
 @part
-class RowsLoss:
+class RowsLoss(Loss):
     """A loss of many rows at once: `sum_i weight[i] fn(params, rows)[i]`.
 
     For models that are batched already. Linear in the weights. `aux` has a leading axis B too; a
-    `stateful` carry and the `key` are the whole batch's.
+    `has_model_state` model_state and the `key` are the whole batch's.
 
     Args:
-      fn: `fn(params, rows[, key][, carry]) -> float[B]`, a function or callable pytree.
+      fn: `fn(params, rows[, key][, model_state]) -> float[B]`, a function or callable pytree.
 
     Raises:
       TypeError: as `RowLoss`, or a result that is not of shape (B,).
@@ -114,17 +150,21 @@ class RowsLoss:
     [1.0, 3.0]
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
-    stateful: bool = static(default=False, kw_only=True)
+    has_model_state: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fn", as_callable(self.fn, "RowsLoss's fn"))
+    @property
+    def is_linear(self) -> bool:
+        """Whether the loss is a sum over rows: without a model state, which is the batch's."""
+        return not self.has_model_state
 
-    def each(self, params: PyTree, rows: PyTree, key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
-        """The losses (float[B]) and aux of each row, and the batch's carry."""
-        values, aux, carry = _call(self, (params, rows), key, carry)
+    def each(
+        self, params: PyTree, rows: PyTree, key: Any, model_state: PyTree
+    ) -> tuple[Any, Any, Any]:
+        """The losses (float[B]) and aux of each row, and the batch's model state."""
+        values, aux, model_state = _call(self, (params, rows), key, model_state)
         count = jax.tree.leaves(rows)[0].shape[0]
         for name, leaf in [("loss", values), *(("aux", x) for x in jax.tree.leaves(aux))]:
             if jnp.shape(leaf)[:1] != (count,) or (name == "loss" and jnp.ndim(leaf) != 1):
@@ -132,25 +172,25 @@ class RowsLoss:
                     f"RowsLoss's {self.fn!r} returned {_shape_of(leaf)} as {name} of "
                     f"{count} rows, expected one a row; the forms are {FORMS}"
                 )
-        return _float(values, self), aux, carry
+        return _float(values, self), aux, model_state
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, carry: PyTree
+        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The weighted sum of the losses, the aux averaged alike, and the new carry."""
-        values, aux, carry = self.each(params, rows, key, carry)
-        return weigh(weight, values), (weigh(weight, aux), carry)
+        """The weighted sum of the losses, the aux averaged alike, and the new model state."""
+        values, aux, model_state = self.each(params, rows, key, model_state)
+        return weigh(weight, values), (weigh(weight, aux), model_state)
 
 
 @part
-class BatchLoss:
+class BatchLoss(Loss):
     """A loss that needs the whole batch: `fn(params, rows, weight)`, as with batch normalisation.
 
     It must weigh its rows by `weight` (float[B], 0 on padding) itself. It need not be linear in
     the weights, so a short last batch, accumulation and importance sampling are as exact as `fn`.
 
     Args:
-      fn: `fn(params, rows, weight[, key][, carry]) -> scalar`, a function or callable pytree.
+      fn: `fn(params, rows, weight[, key][, model_state]) -> scalar`, a function or callable pytree.
 
     Raises:
       TypeError: as `RowLoss`.
@@ -158,38 +198,40 @@ class BatchLoss:
     >>> loss = jaxsgd.BatchLoss(lambda w, x, weight: jnp.sum(weight * (x - w) ** 2))
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
-    stateful: bool = static(default=False, kw_only=True)
+    has_model_state: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fn", as_callable(self.fn, "BatchLoss's fn"))
+    is_linear = False
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, carry: PyTree
+        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The loss of the batch, its aux as returned, and the new carry."""
-        loss, aux, carry = _call(self, (params, rows, weight), key, carry)
+        """The loss of the batch, its aux as returned, and the new model state."""
+        loss, aux, model_state = _call(self, (params, rows, weight), key, model_state)
         if jnp.shape(loss) != ():
             raise TypeError(
                 f"BatchLoss's {self.fn!r} returned {_shape_of(loss)}, expected a scalar; "
                 f"the forms are {FORMS}"
             )
-        return _float(loss, self).astype(weight.dtype), (aux, carry)
+        return _float(loss, self).astype(weight.dtype), (aux, model_state)
 
 
-ROWS = {RowLoss: "row", RowsLoss: "rows", BatchLoss: "rows"}
+def as_loss(loss: Any, name: str = "loss") -> Loss:
+    """A loss as it is; a function of (params, row) or a callable pytree as `RowLoss`.
 
-
-def as_loss(loss: Any) -> Any:
-    """A loss form as it is; a function or callable pytree as a `RowLoss`."""
-    if hasattr(loss, "update"):
+    Raises:
+      TypeError: it is not a function.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not callable(loss):
         raise TypeError(
-            f"the loss is {loss!r}, a gradient or another pair, expected a loss: a function of "
+            f"{name} is {loss!r} of type {type(loss).__name__}, expected a loss: a function of "
             "(params, row)"
         )
-    return loss if isinstance(loss, RowLoss | RowsLoss | BatchLoss) else RowLoss(loss)
+    return RowLoss(loss)
 
 
 def weigh(weight: jax.Array, tree: PyTree) -> PyTree:
@@ -197,57 +239,69 @@ def weigh(weight: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.tensordot(weight, x.astype(weight.dtype), 1), tree)
 
 
-def _average(weight: jax.Array, carries: PyTree, carry: PyTree) -> PyTree:
+def _average(weight: jax.Array, model_states: PyTree, model_state: PyTree) -> PyTree:
     def average(new: jax.Array, old: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             raise TypeError(
-                f"a RowLoss's carry is averaged over the rows, but holds {new.dtype}, "
+                f"a RowLoss's model state is averaged over the rows, but holds {new.dtype}, "
                 "expected floats; use RowsLoss or BatchLoss"
             )
         # as a change, so that weights that do not sum to 1 do not scale the state
         change = (new - old).astype(weight.dtype)
         return (old + jnp.tensordot(weight, change, 1)).astype(old.dtype)
 
-    return jax.tree.map(average, carries, carry)
+    return jax.tree.map(average, model_states, model_state)
 
 
-def _call(loss: Any, args: tuple[Any, ...], key: Any, carry: PyTree) -> tuple[Any, Any, Any]:
-    """The loss's function called and its result sorted into (loss, aux, carry)."""
+def _call(loss: Loss, args: tuple[Any, ...], key: Any, model_state: PyTree) -> tuple[Any, Any, Any]:
+    """The loss's function called and its result sorted into (loss, aux, model_state)."""
     if loss.keyed:
         args = (*args, key)
-    if loss.stateful:
-        args = (*args, carry)
+    if loss.has_model_state:
+        args = (*args, model_state)
     try:
         result = loss.fn(*args)
     except (TypeError, ValueError, IndexError) as error:
-        names = ["params", ROWS[type(loss)], "weight", "key", "carry"]
-        given = [True, True, len(args) - loss.keyed - loss.stateful > 2, loss.keyed, loss.stateful]
+        names = ["params", loss.rows_name, "weight", "key", "model_state"]
+        given = [
+            True,
+            True,
+            len(args) - loss.keyed - loss.has_model_state > 2,
+            loss.keyed,
+            loss.has_model_state,
+        ]
         call = ", ".join(name for name, is_given in zip(names, given, strict=True) if is_given)
         error.add_note(
             f"raised by the loss {loss.fn!r}, called as fn({call}) with {names[1]} of shape "
             f"{jax.tree.map(jnp.shape, args[1])}; the forms of a loss are {FORMS}, each with the "
-            "options keyed (for a key), stateful and has_aux"
+            "options keyed (for a key), has_model_state and has_aux"
         )
         raise
-    expected = 1 + loss.has_aux + loss.stateful
-    names = "(loss" + ", aux" * loss.has_aux + ", carry" * loss.stateful + ")"
+    expected = 1 + loss.has_aux + loss.has_model_state
+    names = "(loss" + ", aux" * loss.has_aux + ", model_state" * loss.has_model_state + ")"
     if expected == 1:
         if isinstance(result, tuple | list | dict):
             raise TypeError(
                 f"the loss {loss.fn!r} returned a {type(result).__name__}, expected a "
-                "number; for aux give has_aux=True, for a model state stateful=True"
+                "number; for aux give has_aux=True, for a model state has_model_state=True"
             )
-        return result, None, carry
+        return result, None, model_state
     if not isinstance(result, tuple) or len(result) != expected:
         raise TypeError(
             f"the loss {loss.fn!r} returned {type(result).__name__}, expected the tuple {names}"
         )
-    return result[0], result[1] if loss.has_aux else None, result[-1] if loss.stateful else carry
+    return (
+        result[0],
+        result[1] if loss.has_aux else None,
+        result[-1] if loss.has_model_state else model_state,
+    )
 
 
 def _float(values: Any, loss: Any) -> jax.Array:
     if values is None:
-        raise TypeError(f"the loss {loss.fn!r} returned None, expected a number: has it a return?")
+        raise TypeError(
+            f"the loss {loss.fn!r} returned None, expected a number: did you forget `return`?"
+        )
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"the loss {loss.fn!r} returned {values.dtype}, expected floats")

@@ -4,21 +4,24 @@ A model is static (its sizes), its parameters are a pytree of their own: `params
 then `model(params, x)` for one row `x`. Models from Equinox, Flax or anywhere else do as well.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jaxtyping import PyTree
 
-from jaxsgd import checks
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_callable, field, part, set_fields, static
 from jaxsgd.losses import RowLoss
-from jaxsgd.pairs import PyTree, as_callable, part, static
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
 INITS = {
     "zeros": initializers.zeros,
     "normal": initializers.normal(0.01),  # standard deviation
-    "xavier": initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "lecun": initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "xavier": initializers.variance_scaling(1.0, "fan_avg", "normal"),
     "glorot": initializers.variance_scaling(1.0, "fan_avg", "normal"),
     "he": initializers.variance_scaling(2.0, "fan_in", "normal"),
 }
@@ -32,8 +35,9 @@ class Linear:
       features: d, the entries of a row.
       outputs: k, or None for one number.
       initialise: `"zeros"` (the default: the problem is convex), or normal of mean 0: `"normal"` of
-        standard deviation 0.01, `"xavier"` of variance 1/fan_in, the inputs alone, `"glorot"` of
-        2/(fan_in + fan_out) (Glorot and Bengio 2010), `"he"` of 2/fan_in (He et al. 2015). The
+        standard deviation 0.01, `"lecun"` of variance 1/fan_in (LeCun et al. 1998), `"xavier"`,
+        which is also called `"glorot"`, of 2/(fan_in + fan_out) (Glorot and Bengio 2010), `"he"` of
+        2/fan_in (He et al. 2015). Some lectures call 1/fan_in Xavier; here that is `"lecun"`. The
         biases start at 0.
 
     Params: `{"weight": float32[k, d] or float32[d], "bias": float32[k] or float32[]}`. A row of
@@ -42,7 +46,7 @@ class Linear:
     Raises:
       ValueError: sizes below 1, or an unknown initialisation.
 
-    >>> model = jaxsgd.Linear(3)
+    >>> model = jaxsgd.models.Linear(3)
     >>> model(model.init(jax.random.key(0)), jnp.ones(3))
     Array(0., dtype=float32)
     """
@@ -52,9 +56,9 @@ class Linear:
     initialise: str = static(default="zeros", kw_only=True)
 
     def __post_init__(self) -> None:
-        checks.integer(self.features, "Linear's features", 1)
+        validation.integer(self.features, "Linear's features", 1)
         if self.outputs is not None:
-            checks.integer(self.outputs, "Linear's outputs", 1)
+            validation.integer(self.outputs, "Linear's outputs", 1)
         _check_init(self.initialise)
 
     def init(self, key: jax.Array) -> PyTree:
@@ -83,7 +87,7 @@ class MLP:
 
     Args:
       sizes: features, hidden units and outputs: `(784, 128, 10)`.
-      initialise: `"xavier"` (the default) or another, as in `Linear`; `"he"` keeps the variance
+      initialise: `"lecun"` (the default) or another, as in `Linear`; `"he"` keeps the variance
         through relu. `"zeros"` is refused: all hidden units would stay alike.
 
     Params: a tuple of `{"weight": float32[k, m], "bias": float32[k]}`, a layer each.
@@ -91,31 +95,31 @@ class MLP:
     Raises:
       ValueError: fewer than two sizes, or zeros where there are hidden units.
 
-    >>> model = jaxsgd.MLP((4, 16, 3))
+    >>> model = jaxsgd.models.MLP((4, 16, 3))
     >>> model(model.init(jax.random.key(0)), jnp.ones(4)).shape
     (3,)
     """
 
     sizes: tuple[int, ...] = static()
-    initialise: str = static(default="xavier", kw_only=True)
+    initialise: str = static(default="lecun", kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.sizes, tuple | list):
             raise TypeError(
                 f"MLP's sizes are {self.sizes!r}, expected a tuple such as (784, 128, 10)"
             )
-        object.__setattr__(self, "sizes", tuple(self.sizes))
+        set_fields(self, sizes=tuple(self.sizes))
         if len(self.sizes) < 2:
             raise ValueError(
                 f"MLP's sizes are {self.sizes}, expected features and outputs at least"
             )
         for size in self.sizes:
-            checks.integer(size, "each of MLP's sizes", 1)
+            validation.integer(size, "each of MLP's sizes", 1)
         _check_init(self.initialise)
         if self.initialise == "zeros" and len(self.sizes) > 2:
             raise ValueError(
                 "MLP's initialise is 'zeros', with which all hidden units would stay "
-                "alike; expected 'xavier', 'glorot', 'he' or 'normal'"
+                "alike; expected 'lecun', 'xavier', 'he' or 'normal'"
             )
 
     def init(self, key: jax.Array) -> PyTree:
@@ -152,22 +156,21 @@ class ModelLoss:
       model: `Linear` or `MLP`.
       fn: `fn(output, y) -> scalar`, such as `optax.squared_error`; a function or callable pytree.
 
-    >>> model = jaxsgd.Linear(2)
-    >>> loss = jaxsgd.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
+    >>> model = jaxsgd.models.Linear(2)
+    >>> loss = jaxsgd.models.ModelLoss(model, optax.sigmoid_binary_cross_entropy)
     >>> float(loss(model.init(jax.random.key(0)), (jnp.ones(2), 1.0)))
     0.6931471824645996
     """
 
-    model: Any
-    fn: Any
+    model: Linear | MLP = field()
+    fn: Callable[..., Any] = field(converter=as_callable)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Linear | MLP):
             raise TypeError(
-                f"ModelLoss's model is {self.model!r}, expected jaxsgd.Linear or jaxsgd.MLP; for "
+                f"ModelLoss's model is {self.model!r}, expected jaxsgd.models.Linear or jaxsgd.models.MLP; for "
                 "another model a loss is a function of (params, row)"
             )
-        object.__setattr__(self, "fn", as_callable(self.fn, "ModelLoss's fn"))
 
     def __call__(self, params: PyTree, row: PyTree) -> jax.Array:
         """The loss (float[]) of a row (x, y)."""
@@ -213,7 +216,7 @@ def weights_only(params: PyTree) -> PyTree:
     By the last name in the tree, as `Linear` and `MLP` have it; for other names, or for tuples,
     write a mask of your own.
 
-    >>> jaxsgd.weights_only({"weight": jnp.ones(2), "bias": jnp.ones(())})
+    >>> jaxsgd.models.weights_only({"weight": jnp.ones(2), "bias": jnp.ones(())})
     {'bias': False, 'weight': True}
     """
 

@@ -5,21 +5,42 @@ the batch; and each has `prox(params, rate) = argmin_q penalty(q) + |q - params|
 `Proximal`. All parameters count, biases too, unless a mask says otherwise.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import checks
-from jaxsgd.pairs import PyTree, accumulate, accumulator_of, number, part, static
-from jaxsgd.schedules import scalar
+from jaxsgd.core import validation
+from jaxsgd.core.part import number, part, static
+from jaxsgd.core.trees import accumulate, accumulator_of
+from jaxsgd.schedules import Number, scalar
 
 Mask = Callable[[PyTree], PyTree] | None
 
 
+class ProximalPenalty(abc.ABC):
+    """A penalty that has a proximal step: `L2`, `L1`, `ElasticNet`, or a custom one."""
+
+    @abc.abstractmethod
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        """The penalty of the parameters, in the accumulator's dtype."""
+
+    @abc.abstractmethod
+    def prox(self, params: PyTree, rate: Float[Array, ""]) -> PyTree:
+        """`argmin_q penalty(q) + |q - params|^2 / (2 rate)`, in the dtypes of params."""
+
+
+def _as_mask(mask: Mask, name: str = "mask") -> Mask:
+    if mask is not None and not callable(mask):
+        raise TypeError(f"{name} is {mask!r}, expected a function of params")
+    return mask
+
+
 @part
-class L2:
+class L2(ProximalPenalty):
     """Tikhonov's penalty `strength / 2 * sum_j params_j ** 2`, of gradient `strength * params`.
 
     Over n rows, the `alpha` of ridge regression `|y - X w|^2 + alpha |w|^2` is strength `alpha / n`
@@ -41,11 +62,8 @@ class L2:
     0.5
     """
 
-    strength: Any = number()
-    mask: Mask = static(default=None)
-
-    def __post_init__(self) -> None:
-        _check(self, "strength")
+    strength: Number = number(converter=validation.real())
+    mask: Mask = static(default=None, converter=_as_mask)
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The penalty (float[]) of the parameters, in the accumulator's dtype."""
@@ -59,7 +77,7 @@ class L2:
 
 
 @part
-class L1:
+class L1(ProximalPenalty):
     """The lasso's penalty `strength * sum_j |params_j|`.
 
     As a solver's penalty its gradient is `strength * sign(params)`, 0 at 0, and parameters hover
@@ -75,11 +93,8 @@ class L1:
     [0.5, -2.5, 0.0]
     """
 
-    strength: Any = number()
-    mask: Mask = static(default=None)
-
-    def __post_init__(self) -> None:
-        _check(self, "strength")
+    strength: Number = number(converter=validation.real())
+    mask: Mask = static(default=None, converter=_as_mask)
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The penalty (float[]) of the parameters, in the accumulator's dtype."""
@@ -92,7 +107,7 @@ class L1:
 
 
 @part
-class ElasticNet:
+class ElasticNet(ProximalPenalty):
     """Both: `l1 * sum_j |params_j| + l2 / 2 * sum_j params_j ** 2`.
 
     Zou and Hastie, "Regularization and variable selection via the elastic net" (2005).
@@ -110,12 +125,9 @@ class ElasticNet:
     2.5
     """
 
-    l1: Any = number()
-    l2: Any = number()
-    mask: Mask = static(default=None)
-
-    def __post_init__(self) -> None:
-        _check(self, "l1", "l2")
+    l1: Number = number(converter=validation.real())
+    l2: Number = number(converter=validation.real())
+    mask: Mask = static(default=None, converter=_as_mask)
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The penalty (float[]) of the parameters, in the accumulator's dtype."""
@@ -128,14 +140,6 @@ class ElasticNet:
 
 def _shrunk(x: jax.Array, rate: jax.Array, strength: jax.Array) -> jax.Array:
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - jnp.asarray(rate, x.dtype) * strength, 0)
-
-
-def _check(penalty: Any, *names: str) -> None:
-    kind = type(penalty).__name__
-    for name in names:
-        checks.number(getattr(penalty, name), f"{kind}'s {name}")
-    if penalty.mask is not None and not callable(penalty.mask):
-        raise TypeError(f"{kind}'s mask is {penalty.mask!r}, expected a function of params")
 
 
 def _at(penalty: Any, name: str, x: jax.Array) -> jax.Array:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from jaxsgd.models import Linear
-from jaxsgd.pairs import PyTree
 
 
 class Problem(NamedTuple):

@@ -7,7 +7,7 @@ leaves: another constant compiles nothing, and they can be swept and differentia
 
     LinearDecay         (1 - t/n) a + (t/n) b, then b    CosineDecay    half a cosine from a to b
     InverseTimeDecay    a / (1 + rho t)                  WarmRestarts   cosines, one after another
-    CompoundDecay       a(t+1) = a(t) / (1 + rho t)      StepDecay      a factor^floor(t / every)
+    CompoundDecay       a(t+1) = a(t) / (1 + rho t)      StepDecay      a factor^floor(t / period)
     ExponentialDecay    a exp(-rho t)                    Warmup         a ramp before another
 
 Each returns float32[], or float64[] in x64 mode, and refuses negative or infinite constants with a
@@ -18,21 +18,28 @@ ValueError.
 [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import gammaln
+from jaxtyping import Array, Float, Int
 
-from jaxsgd import checks
-from jaxsgd.pairs import as_callable, number, part
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_callable, field, number, part
+
+Number = float | Float[Array, "..."] | np.ndarray  # stacked numbers wait for a vmap
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+Rate = Number | Schedule
 
 
-def as_rate(rate: Any, name: str) -> Any:
-    """A checked number, at least 0, or a schedule."""
+def as_rate(rate: Rate, name: str = "learning_rate") -> Rate:
+    """A number of at least 0, or a schedule, as it is; a plain function as a static part."""
     if callable(rate):
         return as_callable(rate, name)
-    checks.number(rate, name)
+    validation.number(rate, name)
     return rate
 
 
@@ -72,11 +79,6 @@ def _wide(schedule: Any, step: Any, *names: str) -> list[jax.Array]:
     return [jnp.asarray(step).astype(dtype), *constants]
 
 
-def _check(schedule: Any, **least: float) -> None:
-    for name, bound in least.items():
-        checks.number(getattr(schedule, name), f"{type(schedule).__name__}'s {name}", bound)
-
-
 @part
 class LinearDecay:
     """`(1 - t/steps) initial + (t/steps) final` up to t = steps, then `final`.
@@ -92,12 +94,9 @@ class LinearDecay:
     0.06
     """
 
-    initial: Any = number()
-    final: Any = number()
-    steps: Any = number()
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, final=0, steps=1)
+    initial: Number = number(converter=validation.real())
+    final: Number = number(converter=validation.real())
+    steps: Number = number(converter=validation.real(1))
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, final, steps = _wide(self, step, "initial", "final", "steps")
@@ -118,12 +117,9 @@ class CosineDecay:
     0.05
     """
 
-    initial: Any = number()
-    final: Any = number()
-    steps: Any = number()
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, final=0, steps=1)
+    initial: Number = number(converter=validation.real())
+    final: Number = number(converter=validation.real())
+    steps: Number = number(converter=validation.real(1))
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, final, steps = _wide(self, step, "initial", "final", "steps")
@@ -150,13 +146,10 @@ class WarmRestarts:
     [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
     """
 
-    initial: Any = number()
-    final: Any = number()
-    steps: Any = number()
-    factor: Any = number(default=1.0)
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, final=0, steps=1, factor=1)
+    initial: Number = number(converter=validation.real())
+    final: Number = number(converter=validation.real())
+    steps: Number = number(converter=validation.real(1))
+    factor: Number = number(default=1.0, converter=validation.real(1))
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, final, steps, factor = _wide(
@@ -198,11 +191,8 @@ class InverseTimeDecay:
     0.05
     """
 
-    initial: Any = number()
-    decay: Any = number()
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, decay=0)
+    initial: Number = number(converter=validation.real())
+    decay: Number = number(converter=validation.real())
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, decay = _wide(self, step, "initial", "decay")
@@ -228,11 +218,8 @@ class CompoundDecay:
     [1.0, 1.0, 0.5, 0.1667]
     """
 
-    initial: Any = number()
-    decay: Any = number()
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, decay=0)
+    initial: Number = number(converter=validation.real())
+    decay: Number = number(converter=validation.real())
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, decay = _wide(self, step, "initial", "decay")
@@ -259,11 +246,8 @@ class ExponentialDecay:
     0.36787944
     """
 
-    initial: Any = number()
-    decay: Any = number()
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, decay=0)
+    initial: Number = number(converter=validation.real())
+    decay: Number = number(converter=validation.real())
 
     def __call__(self, step: Any) -> jax.Array:
         step, initial, decay = _wide(self, step, "initial", "decay")
@@ -272,27 +256,23 @@ class ExponentialDecay:
 
 @part
 class StepDecay:
-    """`initial * factor^floor(t / every)`: a staircase.
+    """`initial * factor^floor(t / period)`: a staircase.
 
     Args:
-      initial: the rate of the first `every` steps.
+      initial: the rate of the first `period` steps.
       factor: at least 0.
-      every: steps a stair, whole and at least 1; a leaf, of slope 0.
+      period: steps per stair, whole and at least 1; a leaf, of slope 0.
 
-    >>> jax.vmap(jaxsgd.StepDecay(1.0, 0.5, every=2))(jnp.arange(5)).tolist()
+    >>> jax.vmap(jaxsgd.StepDecay(1.0, 0.5, period=2))(jnp.arange(5)).tolist()
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
-    initial: Any = number()
-    factor: Any = number()
-    every: Any
-
-    def __post_init__(self) -> None:
-        _check(self, initial=0, factor=0)
-        checks.count(self.every, "StepDecay's every", 1)
+    initial: Number = number(converter=validation.real())
+    factor: Number = number(converter=validation.real())
+    period: Any = field(converter=validation.whole_number(1))
 
     def __call__(self, step: Any) -> jax.Array:
-        stair = jnp.floor_divide(step, scalar(self.every, "StepDecay's every"))
+        stair = jnp.floor_divide(step, scalar(self.period, "StepDecay's period"))
         _, initial, factor = _wide(self, step, "initial", "factor")
         return initial * factor ** stair.astype(initial.dtype)
 
@@ -308,17 +288,13 @@ class Warmup:
       schedule: a schedule, or a number to stay at.
       steps: of the ramp, at least 0; a leaf.
 
-    >>> rates = jax.vmap(jaxsgd.Warmup(jaxsgd.StepDecay(1.0, 0.5, every=2), 3))(jnp.arange(7))
+    >>> rates = jax.vmap(jaxsgd.Warmup(jaxsgd.StepDecay(1.0, 0.5, period=2), 3))(jnp.arange(7))
     >>> rates.tolist()
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
     """
 
-    schedule: Any = number()
-    steps: Any = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", as_rate(self.schedule, "Warmup's schedule"))
-        checks.count(self.steps, "Warmup's steps")
+    schedule: Rate = number(converter=as_rate)
+    steps: Any = field(default=0, converter=validation.whole_number(0))
 
     def __call__(self, step: Any) -> jax.Array:
         steps = scalar(self.steps, "Warmup's steps")

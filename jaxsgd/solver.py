@@ -1,51 +1,74 @@
 """The training step: which rows, their gradient, the update."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import checks, meshes
-from jaxsgd.gradients import Gathered, Minibatch, take
-from jaxsgd.losses import BatchLoss, RowLoss, RowsLoss
-from jaxsgd.pairs import (
-    Batch,
-    Info,
-    PyTree,
-    State,
-    accumulate,
-    as_callable,
-    beside,
-    is_finite,
-    part,
-    strong,
-)
-from jaxsgd.proximal import penalty_of
-from jaxsgd.samplers import FullBatch
-from jaxsgd.transformations import as_rule, rate_used
+from jaxsgd import contracts
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_contract, as_optional_callable, field, part
+from jaxsgd.core.records import Batch, Estimate, Info, State
+from jaxsgd.core.trees import accumulate, gather, is_finite, strong
+from jaxsgd.data.base import BatchRows, as_rows
+from jaxsgd.gradients.base import Gradient
+from jaxsgd.gradients.minibatch import MinibatchGradient, as_gradient, as_linear_gradient
+from jaxsgd.gradients.partial_sums import update_in_parts, value_in_parts
+from jaxsgd.rules.base import Rule
+from jaxsgd.rules.from_optax import as_rule
+from jaxsgd.samplers.base import Sampler
+from jaxsgd.samplers.epochs import FullBatch
+
+
+def as_sampler(sampler: Sampler, name: str = "sampler") -> Sampler:
+    """A sampler as it is; anything else is refused."""
+    if not isinstance(sampler, type | Sampler):
+        raise TypeError(
+            f"{name} is {sampler!r}, expected one such as jaxsgd.Shuffled(64); a custom sampler "
+            "subclasses jaxsgd.Sampler"
+        )
+    return as_contract(sampler, Sampler, name, "jaxsgd.Shuffled(64)")
+
+
+def _as_sample_weight(weight: Any, name: str = "sample_weight") -> Any:
+    """Sample weights scaled to a mean of 1, or as they are where that is their mean already."""
+    if weight is None:
+        return None
+    validation.weights(weight, "sample_weight")
+    default = jax.dtypes.canonicalize_dtype(float)
+    if isinstance(weight, jax.core.Tracer):
+        wide = jnp.asarray(weight, default)
+        return wide / wide.mean(-1, keepdims=True)
+    wide = np.asarray(weight, np.float64)
+    mean = wide.mean(-1, keepdims=True)
+    # a solver made from another's parts keeps its weights, bit for bit
+    return jnp.asarray(wide / np.where(abs(mean - 1) < 1e-6, 1, mean), default)
 
 
 @part
 class Solver:
     """A training step made of parts, an ordinary argument of a jitted function.
 
-    `params' = params + rule(grad(loss on batch + penalty))`. Numbers of its parts (rates, momenta,
-    penalties) are leaves, to be changed, vmapped and differentiated without another compilation.
+    `params' = params + rule(grad(loss on batch + penalty))`. The numbers of its parts (rates,
+    momenta, penalties) are leaves: they are changed, vmapped and differentiated without another
+    compilation.
 
     Args:
-      gradient: a gradient such as `Minibatch(loss)`, or a loss, which becomes one.
+      gradient: a gradient such as `MinibatchGradient(loss)`, or a loss, which becomes one.
       sampler: which rows a step takes; its size is filled in from the data.
       rule: a rule, or any Optax transformation.
       penalty: None, or a function `params -> scalar`, such as `L2(1e-3)`, added once a step.
-      row_weight: None, or an array v of length n, at least 0: class weights, sample weights, a
+      sample_weight: None, or an array v of length n, at least 0: class weights, sample weights, a
         fold's rows. The objective is then the weighted mean `sum_i v[i] loss_i / sum_i v[i]`: each
         batch's weights are multiplied by `v[i] n / sum v`. Kept scaled to a mean of 1.
 
     Raises:
-      TypeError: a part that is none.
-      ValueError: row weights that are negative, not finite, or all 0.
+      TypeError: an argument that is not such a part.
+      ValueError: sample weights that are negative, not finite, or all 0.
 
     >>> solver = jaxsgd.Solver(lambda w, row: (row[0] * w - row[1]) ** 2,
     ...                        jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
@@ -56,81 +79,78 @@ class Solver:
     (3.0, (20,))
     """
 
-    gradient: Any
-    sampler: Any
-    rule: Any
-    penalty: Any = None
-    row_weight: Any = None
+    gradient: Gradient = field(converter=as_gradient)
+    sampler: Sampler = field(converter=as_sampler)
+    rule: Rule = field(converter=as_rule)
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = field(
+        default=None, converter=as_optional_callable
+    )
+    sample_weight: Float[Array, "..."] | None = field(default=None, converter=_as_sample_weight)
 
     def __post_init__(self) -> None:
-        is_loss = isinstance(self.gradient, RowLoss | RowsLoss | BatchLoss)
-        if is_loss or not hasattr(self.gradient, "update"):
-            object.__setattr__(self, "gradient", Minibatch(self.gradient))
-        if isinstance(self.sampler, type) or not hasattr(self.sampler, "batch"):
-            raise TypeError(
-                f"sampler is {self.sampler!r}, expected one such as jaxsgd.Shuffled(64)"
+        reason = self.gradient.sample_weight_refusal
+        if self.sample_weight is not None and reason is not None:
+            raise ValueError(
+                f"the solver has a sample_weight, but {type(self.gradient).__name__} {reason}; "
+                "make the weights a part of the data, of mean 1, and multiply the loss by them"
             )
-        object.__setattr__(self, "rule", as_rule(self.rule))
-        if self.penalty is not None:
-            object.__setattr__(self, "penalty", as_callable(self.penalty, "penalty"))
-        if self.row_weight is not None:
-            reason = getattr(self.gradient, "no_row_weight", None)
-            if reason is not None:
-                raise ValueError(
-                    f"the solver has a row_weight, but {type(self.gradient).__name__} {reason}; "
-                    "make the weights a part of the data, of mean 1, and multiply the loss by them"
-                )
-            object.__setattr__(self, "row_weight", _of_mean_one(self.row_weight))
 
-    def sampler_for(self, data: PyTree) -> Any:
+    def sampler_for(self, data: PyTree) -> Sampler:
         """The sampler, its size filled in from the data (static)."""
-        n = checks.rows(data)
-        checks.one_a_row(self.row_weight, n, "the solver's row_weight")
-        return meshes.sampler_for(self.sampler, data, n)
+        rows = as_rows(data)
+        validation.one_a_row(self.sample_weight, rows.size, "the solver's sample_weight")
+        return rows.sampler(self.sampler)
 
-    def init(self, params: PyTree, data: PyTree, *, key: jax.Array, carry: PyTree = None) -> State:
+    def init(
+        self, params: PyTree, data: PyTree, *, key: jax.Array, model_state: PyTree = None
+    ) -> State:
         """The state before the first step. It owns its buffers: params, data and key stay alive.
 
         Args:
           params: a pytree of float arrays.
-          data: a pytree of arrays that share their leading axis; only shapes are read.
-          key: a typed key, or a legacy `PRNGKey`; folded with a constant of its own for each part.
-          carry: the model state that a `stateful` loss starts from.
+          data: a pytree of arrays that share their leading axis, or `Rows`; only shapes and dtypes
+            are read.
+          key: a typed key, or a legacy `PRNGKey`; folded with a different constant for each part.
+          model_state: the model state that a loss with `has_model_state` starts from.
 
         Raises:
-          TypeError: a params leaf that is no float array, data that are no arrays, no key.
+          TypeError: a params leaf that is not a float array, data that are not arrays, no key; a
+            custom part that breaks its contract.
           ValueError: data of different lengths or without rows, a batch size above the rows.
         """
-        checks.params(params)
+        validation.params(params)
         sampler = self.sampler_for(data)
-        key = checks.key(key)
-        params, carry = jax.tree.map(_copy, (params, carry))
+        key = validation.key(key)
+        params, model_state = jax.tree.map(_copy, (params, model_state))
         gradient_key = jax.random.fold_in(key, 1)
+        gradient = self.gradient.init(params, data, gradient_key, model_state)
+        contracts.check_gradient_state(self.gradient, gradient)
         state = State(
             params=params,
             step=jnp.zeros((), jnp.int32),
             rule=jax.tree.map(_copy, self.rule.init(params)),
             sampler=sampler.init(jax.random.fold_in(key, 0)),
-            gradient=self.gradient.init(params, data, gradient_key, carry),
+            gradient=gradient,
         )
-        return beside(state, data)
+        contracts.check_custom_parts(self.gradient, sampler, self.rule, state, data)
+        return as_rows(data).placed(state)
 
     def step(self, state: State, data: PyTree) -> tuple[State, Info]:
-        """One step on the sampler's next batch: the new state, and what there is to tell."""
+        """One step on the sampler's next batch: the new state, and the `Info` of the step."""
         batch, sampler = self.sampler_for(data).update(state.sampler)
         return self.step_at(state._replace(sampler=sampler), self.rows_of(data), batch)
 
     def rows_of(self, data: PyTree) -> PyTree:
-        """What `step_at` is given for the data: arrays that are a batch as a whole, as gathered."""
-        is_whole = isinstance(self.sampler, FullBatch) and type(self.gradient) is Minibatch
-        if not is_whole or isinstance(data, meshes.MeshRows | jax.ShapeDtypeStruct):
-            return data  # of rows on the host only the shape is here
-        return Gathered(jax.tree.map(jnp.asarray, data))
+        """The data that `step_at` is given in a loop: of a full batch the rows, not gathered."""
+        is_plain = isinstance(self.gradient, MinibatchGradient)
+        return (
+            as_rows(data).as_batch() if is_plain and isinstance(self.sampler, FullBatch) else data
+        )
 
     def step_on(
-        self, state: State, rows: PyTree, weight: jax.Array | None = None
+        self, state: State, rows: PyTree, weight: Float[Array, " B"] | None = None
     ) -> tuple[State, Info]:
-        """One step on rows that another loader gathered. The sampler stands still.
+        """One step on rows that another loader gathered. The sampler's state does not change.
 
         Args:
           rows: a pytree of arrays of shape (B, ...).
@@ -138,47 +158,52 @@ class Solver:
             `mask / mask.sum()`. 1/B each if not given.
 
         Raises:
-          ValueError: the solver has a `row_weight`, which is of rows by their number.
-          TypeError: the gradient is `SAGA` or `SVRG`, which remember rows by theirs.
+          ValueError: the solver has a `sample_weight`, which is looked up by the index of a row.
+          TypeError: the gradient is `SAGA` or `SVRG`, which remember rows by their index.
         """
-        size = checks.rows(rows, "rows")
-        if self.row_weight is not None:
+        size = as_rows(rows, "rows").size
+        if self.sample_weight is not None:
             raise ValueError(
-                "the solver has a row_weight, but rows from elsewhere have no number to look it up "
-                "by; multiply it into weight"
+                "the solver has a sample_weight, but rows from another loader have no index to look "
+                "it up by; multiply it into weight"
             )
-        if getattr(self.gradient, "needs_row_numbers", False):
+        if self.gradient.needs_row_index:
             raise TypeError(
                 f"the gradient is {type(self.gradient).__name__}, which remembers rows by their "
-                "number, but rows from elsewhere have none; give HostRows or arrays to a run"
+                "index, but rows from another loader have none; give HostRows or arrays to a run"
             )
         weight = jnp.full(size, 1 / size) if weight is None else jnp.asarray(weight)
-        checks.one_a_row(weight, size, "weight")
+        validation.one_a_row(weight, size, "weight")
         index = jnp.arange(size, dtype=jnp.int32)
-        return self.step_at(state, Gathered(rows), Batch(index, weight))
+        return self.step_at(state, BatchRows(rows), Batch(index, weight))
 
     def step_at(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
-        """One step on a batch of your own: weighted rows of `data`. The sampler stands still."""
+        """One step on a given batch of rows of `data`. The sampler's state does not change."""
         params = state.params
-        if self.row_weight is not None:
-            factor = take(self.row_weight, batch.index)
-            batch = batch._replace(weight=batch.weight * factor)
-        estimate, gradient = meshes.update(self.gradient, params, data, batch, state.gradient)
+        if self.sample_weight is not None:
+            batch = batch._replace(weight=batch.weight * gather(self.sample_weight, batch.index))
+        estimate, gradient, loss_fn = self._estimate(params, data, batch, state.gradient)
         penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
         if self.penalty is not None:
             penalty, slope = jax.value_and_grad(self._penalty)(accumulate(params))
             grads = jax.tree.map(jnp.add, grads, slope)
 
-        def value_fn(params: PyTree) -> jax.Array:
-            loss = meshes.value(self.gradient, params, data, batch, state.gradient)
-            return loss if self.penalty is None else loss + self._penalty(params)
+        def value_fn(params: PyTree) -> Float[Array, ""]:
+            return (
+                loss_fn(params) if self.penalty is None else loss_fn(params) + self._penalty(params)
+            )
 
-        value = estimate.loss + penalty
-        extra = {"value": value, "grad": grads, "value_fn": value_fn}
-        updates, rule = self.rule.update(grads, state.rule, params, **extra)
-        jax.tree.map(self._check_update, updates, params)
+        updates, rule = self.rule.update(
+            grads,
+            state.rule,
+            params,
+            value=estimate.loss + penalty,
+            grad=grads,
+            value_fn=value_fn,
+        )
+        contracts.check_updates(self.rule, updates, params)
         after = optax.apply_updates(params, updates)
-        proximal = penalty_of(self.rule)
+        proximal = self.rule.proximal_penalty
         info = Info(
             step=state.step,
             loss=estimate.loss,
@@ -186,21 +211,26 @@ class Solver:
             grad_norm=_norm(grads),
             update_norm=_norm(updates),
             aux=estimate.aux,
-            learning_rate=rate_used(self.rule, state.rule, rule),
+            learning_rate=self.rule.reported_learning_rate(state.rule, rule),
             noise=estimate.noise,
             finite=is_finite((estimate.loss, grads, after)),
         )
         return State(after, state.step + 1, rule, state.sampler, gradient), info
 
-    def _check_update(self, update: Any, param: Any) -> None:
-        if jnp.shape(update) != jnp.shape(param):
-            raise ValueError(
-                f"the rule {self.rule!r} returned an update of shape {jnp.shape(update)} for a "
-                f"parameter of shape {jnp.shape(param)}, expected the same shape"
-            )
+    def _estimate(
+        self, params: PyTree, data: PyTree, batch: Batch, state: Any
+    ) -> tuple[Estimate, Any, Callable[[PyTree], Float[Array, ""]]]:
+        """The estimate, the gradient's new state, and the loss of the batch as a function."""
+        reduction = as_rows(data).reduction(batch, self.gradient.is_keyed)
+        if reduction is None:
+            estimate, after = self.gradient.update(params, data, batch, state)
+            return estimate, after, lambda p: self.gradient.value(p, data, batch, state)
+        gradient = as_linear_gradient(self.gradient, "the gradient")
+        estimate, after = update_in_parts(gradient, reduction, params, state)
+        return estimate, after, lambda p: value_in_parts(gradient, reduction, p, state)
 
-    def _penalty(self, params: PyTree) -> jax.Array:
-        penalty = self.penalty(params)
+    def _penalty(self, params: PyTree) -> Float[Array, ""]:
+        penalty = self.penalty(params)  # type: ignore[misc]
         if jnp.shape(penalty) != ():
             raise TypeError(
                 f"penalty {self.penalty!r} returned an array of shape "
@@ -209,24 +239,44 @@ class Solver:
         return penalty
 
 
-def _of_mean_one(weight: Any) -> Any:
-    """Row weights scaled to a mean of 1, or as they are where that is their mean already."""
-    checks.weights(weight, "row_weight")
-    xp = jnp if isinstance(weight, jax.core.Tracer) else np
-    wide = xp.asarray(weight, jax.dtypes.canonicalize_dtype(float) if xp is jnp else np.float64)
-    mean = wide.mean(-1, keepdims=True)
-    if xp is np:  # a solver made from another's parts has its very weights
-        mean = np.where(abs(mean - 1) < 1e-6, 1, mean)
-    wide = wide / mean
-    return jnp.asarray(wide, jax.dtypes.canonicalize_dtype(float))
+def check(
+    solver: Solver,
+    params: PyTree,
+    data: PyTree,
+    *,
+    key: jax.Array | None = None,
+    model_state: PyTree = None,
+) -> None:
+    """Check the parts of a solver against their contracts: for tests of custom parts.
+
+    One step is traced, and one batch is drawn, whose rows are compared with the number of rows.
+    `fit` does the same for custom parts.
+
+    Args:
+      solver, params, data, model_state: as in `Solver.init`.
+      key: `jax.random.key(0)` if not given.
+
+    Raises:
+      TypeError, ValueError: a method returned what its contract does not allow.
+      IndexError: the sampler drew a row that the data do not have.
+
+    >>> solver = jaxsgd.Solver(lambda w, y: (w - y) ** 2, jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
+    >>> jaxsgd.check(solver, jnp.zeros(()), jnp.ones(4))
+    """
+    key = jax.random.key(0) if key is None else key
+    state = solver.init(params, data, key=key, model_state=model_state)
+    sampler = solver.sampler_for(data)
+    contracts.check_parts(solver.gradient, sampler, solver.rule, state, data)
+    batch, _ = sampler.update(state.sampler)
+    contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
 
 
 def _copy(leaf: Any) -> jax.Array:
-    """A strong-typed buffer of one's own, so that a state can be donated."""
+    """A strong-typed copy, so that a state can be donated."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return jnp.copy(leaf)
     return strong(jnp.array(leaf, copy=True))
 
 
-def _norm(tree: PyTree) -> jax.Array:
+def _norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(accumulate(tree))))

@@ -6,15 +6,17 @@ many steps by `run_until` or once an epoch by `fit`; smaller is better, so hand 
 over negated. Tolerances are leaves.
 """
 
+import abc
 import enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
 
-from jaxsgd import checks
-from jaxsgd.pairs import PyTree, number, part
-from jaxsgd.schedules import scalar
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_contract, field, number, part, set_fields
+from jaxsgd.schedules import Number, scalar
 
 
 class Reason(enum.IntEnum):
@@ -86,11 +88,31 @@ class Ending(NamedTuple):
         return f"stopped at step {int(self.step)}, check {int(self.checks)}: {reason}"
 
 
-class Stop(Protocol):
-    """When to stop, and why."""
+class Stop(abc.ABC):
+    """When a run stops, and why. A custom stop subclasses this contract.
 
-    def init(self) -> PyTree: ...
-    def update(self, check: Check, state: PyTree) -> tuple[jax.Array, PyTree]: ...
+    It sees a `Check` every so many steps of `run_until`, or once an epoch of `fit`.
+
+    >>> @jaxsgd.part
+    ... class Below(jaxsgd.Stop):
+    ...     target: float = jaxsgd.number()
+    ...     def init(self):
+    ...         return ()
+    ...     def update(self, check, state):
+    ...         return check.monitor <= self.target, state
+    """
+
+    @abc.abstractmethod
+    def init(self) -> Any:
+        """The state before the first check."""
+
+    @abc.abstractmethod
+    def update(self, check: Check, state: Any) -> tuple[Any, Any]:
+        """The reason, and the state after the check.
+
+        The reason is an int32[] (`Reason.RUNNING`, 0, to go on), or a bool[]: True is
+        `Reason.STOPPED`.
+        """
 
 
 class ConvergedState(NamedTuple):
@@ -101,7 +123,7 @@ class ConvergedState(NamedTuple):
 
 
 @part
-class Converged:
+class Converged(Stop):
     """The monitor changed little since the last check: `|f' - f| <= atol + rtol |f|`.
 
     A change between checks, not between steps: a mean over few minibatches changes by its noise.
@@ -118,12 +140,8 @@ class Converged:
     True
     """
 
-    atol: Any = number(default=1e-4)
-    rtol: Any = number(default=0.0)
-
-    def __post_init__(self) -> None:
-        checks.number(self.atol, "Converged's atol")
-        checks.number(self.rtol, "Converged's rtol")
+    atol: Number = number(default=1e-4, converter=validation.real())
+    rtol: Number = number(default=0.0, converter=validation.real())
 
     def init(self) -> ConvergedState:
         """The state before the first check."""
@@ -140,7 +158,7 @@ class Converged:
 
 
 @part
-class SmallGradient:
+class SmallGradient(Stop):
     """The last step's gradient is small: `|grads| <= atol`, Euclidean.
 
     Of the loss and the solver's penalty: with `FullBatch` the gradient of the objective; of a
@@ -152,10 +170,7 @@ class SmallGradient:
     True
     """
 
-    atol: Any = number(default=1e-6)
-
-    def __post_init__(self) -> None:
-        checks.number(self.atol, "SmallGradient's atol")
+    atol: Number = number(default=1e-6, converter=validation.real())
 
     def init(self) -> tuple[()]:
         """No state."""
@@ -168,7 +183,7 @@ class SmallGradient:
 
 
 @part
-class SmallStep:
+class SmallStep(Stop):
     """The parameters hardly change: `|params' - params| <= atol` in the last step, Euclidean.
 
     A decaying rate makes steps small anywhere: a small step is no sign of a minimum.
@@ -178,10 +193,7 @@ class SmallStep:
     True
     """
 
-    atol: Any = number(default=1e-6)
-
-    def __post_init__(self) -> None:
-        checks.number(self.atol, "SmallStep's atol")
+    atol: Number = number(default=1e-6, converter=validation.real())
 
     def init(self) -> tuple[()]:
         """No state."""
@@ -201,7 +213,7 @@ class EarlyStoppingState(NamedTuple):
 
 
 @part
-class EarlyStopping:
+class EarlyStopping(Stop):
     """No improvement for `patience` checks in a row; one is `monitor < best - min_delta`.
 
     Prechelt, "Early stopping, but when?" (1998). A monitor that is not a number is none.
@@ -219,12 +231,8 @@ class EarlyStopping:
     ([0, 0, 0, 4], 2.0)
     """
 
-    patience: Any
-    min_delta: Any = number(default=0.0)
-
-    def __post_init__(self) -> None:
-        checks.count(self.patience, "EarlyStopping's patience", 1)
-        checks.number(self.min_delta, "EarlyStopping's min_delta")
+    patience: Any = field(converter=validation.whole_number(1))
+    min_delta: Number = number(default=0.0, converter=validation.real())
 
     def init(self) -> EarlyStoppingState:
         """The state before the first check."""
@@ -251,7 +259,7 @@ class DivergedState(NamedTuple):
 
 
 @part
-class Diverged:
+class Diverged(Stop):
     """The monitor is not finite, or above the first check's by `factor` times its size.
 
     `f - f_0 > (factor - 1) |f_0|`, which is `f > factor f_0` for a positive start, and holds for a
@@ -267,10 +275,7 @@ class Diverged:
     [0, 5]
     """
 
-    factor: Any = number(default=1e3)
-
-    def __post_init__(self) -> None:
-        checks.number(self.factor, "Diverged's factor", 1)
+    factor: Number = number(default=1e3, converter=validation.real(1))
 
     def init(self) -> DivergedState:
         """The state before the first check."""
@@ -287,7 +292,7 @@ class Diverged:
 
 
 @part
-class AnyOf:
+class AnyOf(Stop):
     """The first of several stops, in their order, that says so.
 
     >>> stop = jaxsgd.AnyOf(jaxsgd.Converged(1e-3), jaxsgd.EarlyStopping(5), jaxsgd.Diverged())
@@ -296,10 +301,10 @@ class AnyOf:
     True
     """
 
-    stops: tuple[Any, ...]
+    stops: tuple[Stop, ...]
 
-    def __init__(self, *stops: Any) -> None:
-        object.__setattr__(self, "stops", tuple(as_stop(stop) for stop in stops))
+    def __init__(self, *stops: Stop) -> None:
+        set_fields(self, stops=tuple(as_stop(stop, "AnyOf's stop") for stop in stops))
 
     def init(self) -> tuple[PyTree, ...]:
         """The states before the first check."""
@@ -309,30 +314,57 @@ class AnyOf:
         self, check: Check, state: tuple[PyTree, ...]
     ) -> tuple[jax.Array, tuple[PyTree, ...]]:
         """The reason (int32[]), and the states after the check."""
-        told = [stop.update(check, inner) for stop, inner in zip(self.stops, state, strict=True)]
+        results = [
+            check_stop(*each) for each in zip(self.stops, [check] * len(state), state, strict=True)
+        ]
         reason = jnp.zeros((), jnp.int32)
-        for other, _ in told:
-            reason = jnp.where(reason == Reason.RUNNING, as_reason(other), reason)
-        return reason, tuple(inner for _, inner in told)
+        for other, _ in results:
+            reason = jnp.where(reason == Reason.RUNNING, other, reason)
+        return reason, tuple(inner for _, inner in results)
 
 
-def as_stop(stop: Any) -> Stop:
+def as_stop(stop: Any, name: str = "stop") -> Stop:
     """A stop as it is; anything else is refused."""
-    if isinstance(stop, type) or not (hasattr(stop, "init") and hasattr(stop, "update")):
+    if not isinstance(stop, type | Stop):
         raise TypeError(
-            f"stop is {stop!r}, expected one such as jaxsgd.Converged(1e-4), or AnyOf(a, b) of two"
+            f"{name} is {stop!r}, expected one such as jaxsgd.Converged(1e-4), or AnyOf(a, b) of "
+            "two; a custom stop subclasses jaxsgd.Stop"
         )
-    if jax.tree_util.all_leaves([stop]):
-        raise TypeError(f"stop is {stop!r}, whose class is no pytree: decorate it with jaxsgd.part")
-    return stop
+    return as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4)")
 
 
-def as_reason(told: Any) -> jax.Array:
-    """A stop's reason as an int32[]; True is a stop of one's own."""
-    told = jnp.asarray(told)
-    if told.dtype == bool:
-        told = jnp.where(told, int(Reason.STOPPED), int(Reason.RUNNING))
-    return told.astype(jnp.int32)
+def as_reason(reason: Any) -> Int[Array, ""]:
+    """A stop's reason as an int32[]; True is `Reason.STOPPED`.
+
+    Raises:
+      TypeError: it is neither an integer nor a bool, or not a scalar.
+    """
+    reason = jnp.asarray(reason)
+    if reason.shape != () or not (
+        reason.dtype == bool or jnp.issubdtype(reason.dtype, jnp.integer)
+    ):
+        raise TypeError(
+            f"a stop's update returned a reason of {reason.dtype} and shape {reason.shape}, "
+            "expected an int32 or a bool scalar: jaxsgd.Reason.RUNNING (0) to go on"
+        )
+    if reason.dtype == bool:
+        reason = jnp.where(reason, int(Reason.STOPPED), int(Reason.RUNNING))
+    return reason.astype(jnp.int32)
+
+
+def check_stop(stop: Stop, check: "Check", state: Any) -> tuple[Int[Array, ""], Any]:
+    """The reason and the new state of a stop's update, checked while tracing.
+
+    Raises:
+      TypeError: `update` broke the contract.
+    """
+    returned = stop.update(check, state)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(
+            f"{type(stop).__name__}.update returned {type(returned).__name__}, expected the tuple "
+            "(reason, state)"
+        )
+    return as_reason(returned[0]), returned[1]
 
 
 def _float() -> Any:

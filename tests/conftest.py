@@ -14,9 +14,9 @@ jax.config.update("jax_debug_key_reuse", True)  # law 7
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for meshes; the first is used elsewhere
 
 # the files of few, slow tests first, so that no worker is left with one of them at the end
-SLOW_FILES = ["test_examples", "test_notebooks", "test_checkpoints", "test_cli"]
+SLOW_FILES = ["test_examples", "test_notebooks", "test_orbax", "test_main"]
 # what they hold true bit for bit is held by the compiler's own choices
-BITS = {"test_laws", "test_streaming", "test_loops"}
+BITS = {"tests/test_laws.py", "tests/data/test_host.py", "tests/loops/test_run.py"}
 # half the time to compile; an unknown flag would end the process, so only where they are known
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 KNOWS_QUICK = tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10)
@@ -57,10 +57,14 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a GPU or TPU")
 
 
+def _name(item):
+    return item.path.relative_to(item.config.rootpath).as_posix()
+
+
 def pytest_collection_modifyitems(config, items):
     place = {name: i for i, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     if config.option.quick:
-        left_out = [item for item in items if item.path.stem in BITS]
-        items[:] = [item for item in items if item.path.stem not in BITS]
+        left_out = [item for item in items if _name(item) in BITS]
+        items[:] = [item for item in items if _name(item) not in BITS]
         config.hook.pytest_deselected(items=left_out)

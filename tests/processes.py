@@ -13,13 +13,13 @@ PROCESSES = multiprocessing.get_context("forkserver")  # one that has imported a
 PROCESSES.set_forkserver_preload(["jaxsgd", "orbax.checkpoint", "tests.table"])
 
 
-def fit(folder, epochs=6, every=2, loss=table.loss, rule="momentum schedule", rate=0.05, **options):
+def fit(folder, epochs=6, checkpoint_every=2, loss=table.loss, rule="momentum schedule", rate=0.05, **options):
     params, data = table.problem(n=40)  # five steps an epoch
     options = {"batch_size": 8, "key": jax.random.key(0), "validation": data} | options
     options = {"stop": jaxsgd.EarlyStopping(5)} | options
     return jaxsgd.fit(
         loss, params, data, epochs=epochs, rule=table.RULES[rule](rate), progress=False,
-        checkpoint=folder, every=None if folder is None else every, **options,
+        checkpoint=folder, checkpoint_every=None if folder is None else checkpoint_every, **options,
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ def noisy(params, row, key):
     return loss(params, row) * (1 + 0.1 * jax.random.normal(key))
 
 
-def counted(params, rows, carry):
-    return residual(params, rows) ** 2 / 2, 0.9 * carry + 0.1 * jnp.mean(rows[1])
+def counted(params, rows, model_state):
+    return residual(params, rows) ** 2 / 2, 0.9 * model_state + 0.1 * jnp.mean(rows[1])
 
 
 def with_aux(params, row):
@@ -101,19 +101,22 @@ RANDOM = {
     "stratified, proportions": lambda b, n: jaxsgd.Stratified(labels(n), b, (2, 3)),
     "poisson": lambda b, n: jaxsgd.Poisson(b / n, capacity=n, size=n),
 }
-# name: (gradient, initial carry)
+# name: (gradient, initial model_state)
 GRADIENTS = {
-    "row": (jaxsgd.Minibatch(loss), None),
-    "aux": (jaxsgd.Minibatch(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
-    "keyed": (jaxsgd.Minibatch(jaxsgd.RowLoss(noisy, keyed=True)), None),
-    "stateful": (jaxsgd.Minibatch(jaxsgd.RowsLoss(counted, stateful=True)), 0.0),
-    "batch": (jaxsgd.Minibatch(jaxsgd.BatchLoss(weighted)), None),
+    "row": (jaxsgd.MinibatchGradient(loss), None),
+    "aux": (jaxsgd.MinibatchGradient(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
+    "keyed": (jaxsgd.MinibatchGradient(jaxsgd.RowLoss(noisy, keyed=True)), None),
+    "stateful": (jaxsgd.MinibatchGradient(jaxsgd.RowsLoss(counted, has_model_state=True)), 0.0),
+    "batch": (jaxsgd.MinibatchGradient(jaxsgd.BatchLoss(weighted)), None),
     "accumulated": (jaxsgd.Accumulated(jaxsgd.RowLoss(noisy, keyed=True), 3), None),
     "clipped": (jaxsgd.PerExampleClipped(loss, 1.0, noise=0.5, row_scale=1 / BATCH), None),
-    "svrg": (jaxsgd.SVRG(loss, every=3), None),
+    "svrg": (jaxsgd.SVRG(loss, period=3), None),
     "saga": (jaxsgd.SAGA(loss), None),
-    "saga linear": (jaxsgd.SAGA(jaxsgd.ModelLoss(jaxsgd.Linear(D), optax.l2_loss)), None),
-    "noise scale": (jaxsgd.NoiseScale(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
+    "saga linear": (
+        jaxsgd.SAGA(jaxsgd.models.ModelLoss(jaxsgd.models.Linear(D), optax.l2_loss)),
+        None,
+    ),
+    "noise scale": (jaxsgd.NoiseScaleGradient(jaxsgd.RowLoss(with_aux, has_aux=True)), None),
 }
 # name: a function of the learning rate
 RULES = {
@@ -136,14 +139,14 @@ RULES = {
 
 
 def solvers(learning_rate=0.1):
-    """(name, solver, carry): each sampler, gradient and rule once, beside plain others."""
+    """(name, solver, model_state): each sampler, gradient and rule once, beside plain others."""
     for name, sampler in SAMPLERS.items():
         yield name, jaxsgd.Solver(loss, sampler(), jaxsgd.SGD(learning_rate)), None
-    for name, (gradient, carry) in GRADIENTS.items():
+    for name, (gradient, model_state) in GRADIENTS.items():
         yield (
             name,
             jaxsgd.Solver(gradient, jaxsgd.Shuffled(BATCH), jaxsgd.SGD(learning_rate)),
-            carry,
+            model_state,
         )
     for name, rule in RULES.items():
         penalty = jaxsgd.L2(0.01)
@@ -152,16 +155,16 @@ def solvers(learning_rate=0.1):
 
 
 def all_solvers(learning_rate=0.1):
-    return {name: (solver, carry) for name, solver, carry in solvers(learning_rate)}
+    return {name: (solver, model_state) for name, solver, model_state in solvers(learning_rate)}
 
 
 NAMES = [*SAMPLERS, *GRADIENTS, *RULES]
 
 
-def start(solver, carry, seed=0, dtype=jnp.float32):
+def start(solver, model_state, seed=0, dtype=jnp.float32):
     params, data = problem(dtype)
-    carry = None if carry is None else jnp.asarray(carry, jnp.float32)
-    return solver.init(params, data, key=jax.random.key(seed), carry=carry), data
+    model_state = None if model_state is None else jnp.asarray(model_state, jnp.float32)
+    return solver.init(params, data, key=jax.random.key(seed), model_state=model_state), data
 
 
 def key_data(tree):

@@ -40,8 +40,8 @@ def everything(state, info):
 
 @pytest.mark.parametrize("name", table.NAMES)
 def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
-    solver, carry = table.all_solvers()[name]
-    state, data = table.start(solver, carry)
+    solver, model_state = table.all_solvers()[name]
+    state, data = table.start(solver, model_state)
     whole, trace = jaxsgd.run(solver, state, data, 8, everything)
     for a, b in [(4, 4), (1, 7)] if name == "shuffled" else [(4, 4)]:
         half, first = jaxsgd.run(solver, state, data, a, everything)
@@ -145,8 +145,8 @@ def test_a_repeated_fit_compiles_nothing():
 
 @pytest.mark.parametrize("name", ["shuffled", "keyed", "momentum schedule", "adamw"])
 def test_a_run_moves_nothing_between_host_and_device(name):
-    solver, carry = table.all_solvers()[name]
-    state, data = table.start(solver, carry)
+    solver, model_state = table.all_solvers()[name]
+    state, data = table.start(solver, model_state)
     jaxsgd.run(solver, state, data, 4, everything)
     with jax.transfer_guard("disallow"):
         jaxsgd.run(solver, state, data, 4, everything)
@@ -198,8 +198,8 @@ def test_parts_fold_different_constants():
 @pytest.mark.parametrize("name", ["stateful", "keyed", *table.RULES])
 def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        solver, carry = table.all_solvers()[name]
-        state, data = table.start(solver, carry, dtype=dtype)
+        solver, model_state = table.all_solvers()[name]
+        state, data = table.start(solver, model_state, dtype=dtype)
         run = lambda s, d: jaxsgd.run(solver, s, d, 3, lambda state, info: info)  # noqa: E731
         after, info = jax.eval_shape(run, state, data)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
@@ -216,8 +216,8 @@ def test_parameters_keep_their_dtype_and_the_rest_accumulates(name, dtype):
 def test_float32_parameters_in_x64_mode():
     with jax.enable_x64(True):
         for name in ("momentum schedule", "own factory"):
-            solver, carry = table.all_solvers()[name]
-            state, data = table.start(solver, carry, dtype=jnp.float32)
+            solver, model_state = table.all_solvers()[name]
+            state, data = table.start(solver, model_state, dtype=jnp.float32)
             after, trace = jaxsgd.run(solver, state, data, 3)
             assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.float32)}
             assert trace.loss.dtype == jnp.float32
@@ -234,8 +234,8 @@ def test_a_decay_beside_bfloat16_parameters_is_not_one():
 
 def test_own_parts_promote_no_ranks():
     for name in ("shuffled", "momentum schedule"):
-        solver, carry = table.all_solvers()[name]
-        state, data = table.start(solver, carry)
+        solver, model_state = table.all_solvers()[name]
+        state, data = table.start(solver, model_state)
         with jax.numpy_rank_promotion("raise"):
             jaxsgd.run(solver, state, data, 2)
 
@@ -245,22 +245,22 @@ def test_own_parts_promote_no_ranks():
 
 @pytest.mark.parametrize("name", table.NAMES)
 def test_no_two_leaves_of_a_state_share_a_buffer_and_none_is_the_callers(name):
-    solver, carry = table.all_solvers()[name]
+    solver, model_state = table.all_solvers()[name]
     params, data = table.problem()
     params["bias"] = params["bias"] + 0
     key = jax.random.key(0)
-    carry = None if carry is None else jnp.float32(carry)
-    state = solver.init(params, data, key=key, carry=carry)
+    model_state = None if model_state is None else jnp.float32(model_state)
+    state = solver.init(params, data, key=key, model_state=model_state)
     pointers = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]  # noqa: E731
-    own, callers = pointers(state), pointers((params, data, key, carry))
+    own, callers = pointers(state), pointers((params, data, key, model_state))
     assert len(set(own)) == len(own)
     assert not set(own) & set(callers)
     jax.jit(lambda s: jax.tree.map(lambda x: x, s), donate_argnums=0)(state)
-    assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key, carry)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, data, key, model_state)))
 
 
 def test_fit_and_chunks_donate_states_of_their_own():
-    from jaxsgd.chunks import _Record, advances
+    from jaxsgd.loops.chunks import _Record, advances
 
     solver, _ = table.all_solvers()["momentum"]
     state, data = table.start(solver, None)

@@ -20,8 +20,8 @@ BATCH = jaxsgd.Batch(jnp.array([4, 9, 17, 17]), jnp.array([0.2, 0.5, 0.1, 0.0]))
 
 
 @jax.jit
-def update(gradient, batch, carry=None, seed=0, params=W, data=DATA):
-    state = gradient.init(params, data, jax.random.key(seed), carry)
+def update(gradient, batch, model_state=None, seed=0, params=W, data=DATA):
+    state = gradient.init(params, data, jax.random.key(seed), model_state)
     return gradient.update(params, data, batch, state)
 
 
@@ -46,7 +46,7 @@ def test_the_three_forms_give_one_gradient():
     ]
     loss, grads, _ = by_hand()
     for form in forms:
-        estimate, _ = update(jaxsgd.Minibatch(form), BATCH)
+        estimate, _ = update(jaxsgd.MinibatchGradient(form), BATCH)
         chex.assert_trees_all_close(estimate, jaxsgd.Estimate(loss, grads), rtol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_a_row_of_weight_zero_plays_no_part():
         jaxsgd.RowsLoss(table.loss),
         jaxsgd.BatchLoss(table.weighted),
     ):
-        gradient = jaxsgd.Minibatch(form)
+        gradient = jaxsgd.MinibatchGradient(form)
         chex.assert_trees_all_equal(update(gradient, BATCH), update(gradient, elsewhere))
 
 
@@ -76,12 +76,12 @@ def test_aux_is_averaged_with_the_weights():
     both = weight @ np.stack([residual, residual**2], -1)
     expected = jaxsgd.Estimate(loss, grads, {"both": both, "wrong": weight @ (residual > 0)})
     for form in (jaxsgd.RowLoss, jaxsgd.RowsLoss):
-        estimate, _ = update(jaxsgd.Minibatch(form(with_aux, has_aux=True)), BATCH)
+        estimate, _ = update(jaxsgd.MinibatchGradient(form(with_aux, has_aux=True)), BATCH)
         chex.assert_trees_all_close(estimate, expected, rtol=1e-5)
     whole = jaxsgd.BatchLoss(
         lambda p, rows, weight: (p["bias"], {"sum": weight.sum()}), has_aux=True
     )
-    estimate, _ = update(jaxsgd.Minibatch(whole), BATCH)
+    estimate, _ = update(jaxsgd.MinibatchGradient(whole), BATCH)
     assert float(estimate.aux["sum"]) == pytest.approx(0.8)  # as returned
 
 
@@ -113,7 +113,7 @@ def drawn_rows(params, rows, key):
 @pytest.mark.parametrize("form", [jaxsgd.RowLoss(drawn, has_aux=True, keyed=True),
                                   jaxsgd.RowsLoss(drawn_rows, has_aux=True, keyed=True)])  # fmt: skip
 def test_each_row_has_a_key_of_its_own_and_the_same_key_repeats(form):
-    gradient = jaxsgd.Minibatch(form)
+    gradient = jaxsgd.MinibatchGradient(form)
     state = gradient.init(W, DATA, jax.random.key(0))
     index = jnp.array([3, 3, 5, 8])  # the same row twice, too
 
@@ -154,7 +154,7 @@ def test_a_runs_noise_changes_from_step_to_step_and_with_the_key_alone(loss):
 
 
 def test_value_has_the_noise_of_the_update():
-    gradient = jaxsgd.Minibatch(jaxsgd.RowLoss(table.noisy, keyed=True))
+    gradient = jaxsgd.MinibatchGradient(jaxsgd.RowLoss(table.noisy, keyed=True))
     state = gradient.init(W, DATA, jax.random.key(0))
     estimate, after = update(gradient, BATCH)
     value = jax.jit(gradient.value)
@@ -166,99 +166,102 @@ def test_value_has_the_noise_of_the_update():
 
 
 def test_a_carry_of_rows_is_averaged_with_the_weights():
-    def fn(params, row, carry):
-        return table.loss(params, row), {"mean": 0.9 * carry["mean"] + 0.1 * row[1]}
+    def fn(params, row, model_state):
+        return table.loss(params, row), {"mean": 0.9 * model_state["mean"] + 0.1 * row[1]}
 
-    gradient = jaxsgd.Minibatch(jaxsgd.RowLoss(fn, stateful=True))
+    gradient = jaxsgd.MinibatchGradient(jaxsgd.RowLoss(fn, has_model_state=True))
     y = np.asarray(DATA[1])[np.asarray(BATCH.index)]
     for weight in ([0.25, 0.5, 0.25, 0.0], [0.2, 0.5, 0.1, 0.0]):
         _, state = update(
             gradient, BATCH._replace(weight=jnp.array(weight)), {"mean": jnp.float32(2.0)}
         )
         change = np.asarray(weight) @ (0.1 * (y - 2.0))  # weights of any sum leave the scale alone
-        np.testing.assert_allclose(state.carry["mean"], 2.0 + change, rtol=1e-5)
+        np.testing.assert_allclose(state.model_state["mean"], 2.0 + change, rtol=1e-5)
 
 
-def rows_mean(params, rows, carry):
-    return table.loss(params, rows), 0.9 * carry + 0.1 * jnp.mean(rows[1])
+def rows_mean(params, rows, model_state):
+    return table.loss(params, rows), 0.9 * model_state + 0.1 * jnp.mean(rows[1])
 
 
-def batch_mean(params, rows, weight, carry):
-    return table.weighted(params, rows, weight), 0.9 * carry + 0.1 * weight @ rows[1]
+def batch_mean(params, rows, weight, model_state):
+    return table.weighted(params, rows, weight), 0.9 * model_state + 0.1 * weight @ rows[1]
 
 
-def row_mean(params, row, carry):
-    return table.loss(params, row), 0.9 * carry + 0.1 * row[1]
+def row_mean(params, row, model_state):
+    return table.loss(params, row), 0.9 * model_state + 0.1 * row[1]
 
 
 @pytest.mark.parametrize(
     ("loss", "b"),  # RowsLoss is not told the weights: its batches are whole here
-    [(jaxsgd.RowLoss(row_mean, stateful=True), 8), (jaxsgd.RowsLoss(rows_mean, stateful=True), 10),
-     (jaxsgd.BatchLoss(batch_mean, stateful=True), 8)],
+    [(jaxsgd.RowLoss(row_mean, has_model_state=True), 8), (jaxsgd.RowsLoss(rows_mean, has_model_state=True), 10),
+     (jaxsgd.BatchLoss(batch_mean, has_model_state=True), 8)],
 )  # fmt: skip
 def test_a_run_keeps_a_running_mean_in_its_state(loss, b):
     solver = jaxsgd.Solver(loss, jaxsgd.Sequential(b), jaxsgd.SGD(0.1))
-    state = solver.init(PARAMS, DATA, key=jax.random.key(0), carry=5.0)
-    assert float(state.carry) == 5.0
+    state = solver.init(PARAMS, DATA, key=jax.random.key(0), model_state=5.0)
+    assert float(state.model_state) == 5.0
     plain = jaxsgd.Solver(table.loss, jaxsgd.Sequential(b), jaxsgd.SGD(0.1))
     expected, _ = jaxsgd.run(plain, plain.init(PARAMS, DATA, key=jax.random.key(0)), DATA, 6)
-    after, means = jaxsgd.run(solver, state, DATA, 6, record=lambda state, info: state.carry)
+    after, means = jaxsgd.run(solver, state, DATA, 6, record=lambda state, info: state.model_state)
     y, mean, path = np.asarray(DATA[1]), 5.0, []
     for step in range(6):
         start = step % -(-len(y) // b) * b
         mean = 0.9 * mean + 0.1 * y[start : start + b].mean()
         path.append(mean)
     np.testing.assert_allclose(means, path, rtol=1e-5)
-    np.testing.assert_array_equal(after.carry, means[-1])
+    np.testing.assert_array_equal(after.model_state, means[-1])
     chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", [jaxsgd.RowLoss, jaxsgd.RowsLoss, jaxsgd.BatchLoss])
 def test_the_options_lengthen_arguments_and_result_in_one_order(form):
     def fn(params, rows, *rest):
-        *weight, key, carry = rest
+        *weight, key, model_state = rest
         assert len(weight) == (form is jaxsgd.BatchLoss)
         assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         assert key.shape == ()
         each = table.loss(params, rows)
-        return (weight[0] @ each if weight else each), {"aux": 2 * each}, carry + jnp.ones(2)
+        return (weight[0] @ each if weight else each), {"aux": 2 * each}, model_state + jnp.ones(2)
 
-    gradient = jaxsgd.Minibatch(form(fn, has_aux=True, keyed=True, stateful=True))
+    gradient = jaxsgd.MinibatchGradient(form(fn, has_aux=True, keyed=True, has_model_state=True))
     batch = BATCH._replace(weight=jnp.array([0.25, 0.5, 0.25, 0.0]))
     estimate, state = update(gradient, batch, jnp.zeros(2))
     chex.assert_trees_all_close(tuple(estimate)[:2], by_hand(batch)[:2], rtol=1e-5)
-    np.testing.assert_allclose(state.carry, [1, 1], rtol=1e-6)
+    np.testing.assert_allclose(state.model_state, [1, 1], rtol=1e-6)
     chex.assert_shape(estimate.aux["aux"], (4,) if form is jaxsgd.BatchLoss else ())
 
 
 def test_a_carry_keeps_its_dtype():
     loss = jaxsgd.BatchLoss(
-        lambda p, rows, weight, carry: (p["bias"], (carry[0] + 1.0, carry[1] + 1)), stateful=True
+        lambda p, rows, weight, model_state: (p["bias"], (model_state[0] + 1.0, model_state[1] + 1)),
+        has_model_state=True,
     )
     _, state = update(
-        jaxsgd.Minibatch(loss), BATCH, (jnp.zeros((), jnp.bfloat16), jnp.zeros((), jnp.int32))
+        jaxsgd.MinibatchGradient(loss),
+        BATCH,
+        (jnp.zeros((), jnp.bfloat16), jnp.zeros((), jnp.int32)),
     )
-    assert [x.dtype for x in state.carry] == [jnp.bfloat16, jnp.int32]
-    assert [float(x) for x in state.carry] == [1, 1]
+    assert [x.dtype for x in state.model_state] == [jnp.bfloat16, jnp.int32]
+    assert [float(x) for x in state.model_state] == [1, 1]
 
 
 def test_a_missing_and_an_unwanted_carry_are_refused():
     stateful = jaxsgd.Solver(
-        jaxsgd.RowsLoss(rows_mean, stateful=True), jaxsgd.FullBatch(), jaxsgd.SGD(0.1)
+        jaxsgd.RowsLoss(rows_mean, has_model_state=True), jaxsgd.FullBatch(), jaxsgd.SGD(0.1)
     )
-    with pytest.raises(ValueError, match=r"stateful, expected carry=, the model state"):
+    with pytest.raises(ValueError, match=r"stateful, expected model_state=, the model state"):
         stateful.init(PARAMS, DATA, key=jax.random.key(0))
     plain = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
-    with pytest.raises(ValueError, match=r"carry was given, but the loss is not stateful"):
-        plain.init(PARAMS, DATA, key=jax.random.key(0), carry=1.0)
+    with pytest.raises(ValueError, match=r"model_state was given, but the loss is not stateful"):
+        plain.init(PARAMS, DATA, key=jax.random.key(0), model_state=1.0)
 
 
 def test_an_integer_carry_of_rows_is_refused():
-    loss = jaxsgd.RowLoss(lambda p, row, carry: (p["bias"], carry + 1), stateful=True)
+    loss = jaxsgd.RowLoss(lambda p, row, model_state: (p["bias"], model_state + 1), has_model_state=True)
     with pytest.raises(
         TypeError, match=r"averaged over the rows, but holds int32.*RowsLoss or BatchLoss"
     ):
-        update(jaxsgd.Minibatch(loss), BATCH, jnp.zeros((), jnp.int32))
+        update(jaxsgd.MinibatchGradient(loss), BATCH, jnp.zeros((), jnp.int32))
 
 
 # callables
@@ -302,11 +305,11 @@ def test_a_callable_pytree_keeps_its_arrays_as_leaves():
     for form in forms:
         assert [float(x) for x in jax.tree.leaves(form)] == [0.25]
         value, slope = jax.value_and_grad(
-            lambda form: update(jaxsgd.Minibatch(form), BATCH)[0].loss
+            lambda form: update(jaxsgd.MinibatchGradient(form), BATCH)[0].loss
         )(form)
         np.testing.assert_allclose(value, loss / 2, rtol=1e-5)
         np.testing.assert_allclose(jax.tree.leaves(slope), [2 * loss], rtol=1e-5)
-        estimate, _ = update(jaxsgd.Minibatch(form), BATCH)
+        estimate, _ = update(jaxsgd.MinibatchGradient(form), BATCH)
         chex.assert_trees_all_close(estimate.grads, jax.tree.map(lambda g: g / 2, grads), rtol=1e-5)
 
 
@@ -328,7 +331,7 @@ FORMS = r"RowLoss\(fn\(params, row\).*RowsLoss\(fn\(params, rows\).*BatchLoss\(f
 )  # fmt: skip
 def test_a_loss_of_the_wrong_shape_is_refused_and_told_the_forms(loss, told):
     with pytest.raises(TypeError, match=told):
-        update(jaxsgd.Minibatch(loss), BATCH)
+        update(jaxsgd.MinibatchGradient(loss), BATCH)
 
 
 @pytest.mark.parametrize(
@@ -346,19 +349,19 @@ def test_results_that_do_not_fit_the_options_are_refused(form, arguments):
         ((1.0, 2.0), {}, r"returned a tuple, expected a number; for aux give has_aux=True"),
         ({"loss": 1.0}, {}, r"returned a dict, expected a number"),
         (1.0, {"has_aux": True}, r"returned float, expected the tuple \(loss, aux\)"),
-        (1.0, {"stateful": True}, r"returned float, expected the tuple \(loss, carry\)"),
+        (1.0, {"stateful": True}, r"returned float, expected the tuple \(loss, model_state\)"),
         ((1.0, 2.0, 3.0), {"has_aux": True}, r"expected the tuple \(loss, aux\)"),
         (
             (1.0, 2.0),
             {"has_aux": True, "stateful": True},
-            r"expected the tuple \(loss, aux, carry\)",
+            r"expected the tuple \(loss, aux, model_state\)",
         ),
     ]
     for result, options, told in cases:
         stateful = options.get("stateful", False)
         loss = form(returning(result)[arguments + stateful], **options)
         with pytest.raises(TypeError, match=told):
-            update(jaxsgd.Minibatch(loss), BATCH, 0.0 if stateful else None)
+            update(jaxsgd.MinibatchGradient(loss), BATCH, 0.0 if stateful else None)
 
 
 # the losses are Optax's

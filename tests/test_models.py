@@ -31,7 +31,7 @@ def init(model, seed=0):
 
 @pytest.mark.parametrize(("outputs", "tail"), [(None, ()), (1, (1,)), (4, (4,))])
 def test_linear_is_a_product_and_a_bias(outputs, tail):
-    model = jaxsgd.Linear(3, outputs)
+    model = jaxsgd.models.Linear(3, outputs)
     params = init(model)
     chex.assert_shape([params["weight"], params["bias"]], [(*tail, 3), tail])
     chex.assert_type(jax.tree.leaves(params), jnp.float32)
@@ -47,7 +47,7 @@ def test_linear_is_a_product_and_a_bias(outputs, tail):
 
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 8, 6, 4)])
 def test_mlp_is_linear_layers_with_relu_between(sizes):
-    model = jaxsgd.MLP(sizes)
+    model = jaxsgd.models.MLP(sizes)
     params = init(model)
     assert len(params) == len(sizes) - 1
     for layer, fan_in, fan_out in zip(params, sizes[:-1], sizes[1:], strict=True):
@@ -68,7 +68,7 @@ def test_mlp_is_linear_layers_with_relu_between(sizes):
 
 
 def test_a_model_is_static_and_its_parameters_a_tree_of_their_own():
-    for model in (jaxsgd.Linear(3, 2), jaxsgd.MLP([3, 4, 2])):
+    for model in (jaxsgd.models.Linear(3, 2), jaxsgd.models.MLP([3, 4, 2])):
         assert jax.tree.leaves(model) == []
         params, x = init(model), jnp.ones(3)
         chex.assert_trees_all_close(
@@ -91,39 +91,43 @@ def assert_normal(x, deviation):
 
 
 def test_linear_starts_from_zeros():
-    for model in (jaxsgd.Linear(3), jaxsgd.Linear(3, 2), jaxsgd.MLP((3, 2), initialise="zeros")):
+    for model in (
+        jaxsgd.models.Linear(3),
+        jaxsgd.models.Linear(3, 2),
+        jaxsgd.models.MLP((3, 2), initialise="zeros"),
+    ):
         assert not any(x.any() for x in jax.tree.leaves(init(model)))
 
 
 def test_normal_has_a_standard_deviation_of_a_hundredth():
     for model in (
-        jaxsgd.Linear(50, 400, initialise="normal"),
-        jaxsgd.MLP((50, 200, 50), initialise="normal"),
+        jaxsgd.models.Linear(50, 400, initialise="normal"),
+        jaxsgd.models.MLP((50, 200, 50), initialise="normal"),
     ):
         for weight in weights(model):
             assert_normal(weight, 0.01)
 
 
 def test_xavier_has_the_variance_of_one_over_the_inputs():
-    first, second = weights(jaxsgd.MLP((50, 200, 30)))
+    first, second = weights(jaxsgd.models.MLP((50, 200, 30)))
     assert_normal(first, 1 / np.sqrt(50))
     assert_normal(second, 1 / np.sqrt(200))
-    assert_normal(weights(jaxsgd.Linear(50, 400, initialise="xavier"))[0], 1 / np.sqrt(50))
-    alone = init(jaxsgd.Linear(5000, initialise="xavier"))["weight"]
+    assert_normal(weights(jaxsgd.models.Linear(50, 400, initialise="xavier"))[0], 1 / np.sqrt(50))
+    alone = init(jaxsgd.models.Linear(5000, initialise="xavier"))["weight"]
     assert_normal(np.asarray(alone), 1 / np.sqrt(5000))
 
 
 def test_glorot_and_he_are_named_apart():
-    first, second = weights(jaxsgd.MLP((50, 200, 30), initialise="glorot"))
+    first, second = weights(jaxsgd.models.MLP((50, 200, 30), initialise="glorot"))
     assert_normal(first, np.sqrt(2 / 250))
     assert_normal(second, np.sqrt(2 / 230))
-    first, second = weights(jaxsgd.MLP((50, 200, 30), initialise="he"))
+    first, second = weights(jaxsgd.models.MLP((50, 200, 30), initialise="he"))
     assert_normal(first, np.sqrt(2 / 50))
     assert_normal(second, np.sqrt(2 / 200))
 
 
 def test_keys_and_layers_start_apart():
-    model = jaxsgd.MLP((8, 8, 8))
+    model = jaxsgd.models.MLP((8, 8, 8))
     first, second = weights(model)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, weights(model, seed=1)[0])
@@ -135,17 +139,17 @@ def test_keys_and_layers_start_apart():
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
-        (lambda: jaxsgd.Linear(0), ValueError, r"Linear's features is 0, expected 1 to"),
-        (lambda: jaxsgd.Linear(2.0), TypeError, r"Linear's features is 2\.0 of type float"),
-        (lambda: jaxsgd.Linear(True), TypeError, r"Linear's features is True"),
-        (lambda: jaxsgd.Linear(3, 0), ValueError, r"Linear's outputs is 0, expected 1 to"),
-        (lambda: jaxsgd.Linear(3, "2"), TypeError, r"Linear's outputs is '2' of type str"),
-        (lambda: jaxsgd.Linear(3, initialise="ones"), ValueError, r"initialise is 'ones', expected one of zeros, normal, xavier"),
-        (lambda: jaxsgd.MLP((3,)), ValueError, r"MLP's sizes are \(3,\), expected features and outputs"),
-        (lambda: jaxsgd.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
-        (lambda: jaxsgd.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),
-        (lambda: jaxsgd.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would stay alike"),
-        (lambda: jaxsgd.MLP((3, 4, 2), initialise="best"), ValueError, r"initialise is 'best', expected one of"),
+        (lambda: jaxsgd.models.Linear(0), ValueError, r"Linear's features is 0, expected 1 to"),
+        (lambda: jaxsgd.models.Linear(2.0), TypeError, r"Linear's features is 2\.0 of type float"),
+        (lambda: jaxsgd.models.Linear(True), TypeError, r"Linear's features is True"),
+        (lambda: jaxsgd.models.Linear(3, 0), ValueError, r"Linear's outputs is 0, expected 1 to"),
+        (lambda: jaxsgd.models.Linear(3, "2"), TypeError, r"Linear's outputs is '2' of type str"),
+        (lambda: jaxsgd.models.Linear(3, initialise="ones"), ValueError, r"initialise is 'ones', expected one of zeros, normal, xavier"),
+        (lambda: jaxsgd.models.MLP((3,)), ValueError, r"MLP's sizes are \(3,\), expected features and outputs"),
+        (lambda: jaxsgd.models.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
+        (lambda: jaxsgd.models.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),
+        (lambda: jaxsgd.models.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would stay alike"),
+        (lambda: jaxsgd.models.MLP((3, 4, 2), initialise="best"), ValueError, r"initialise is 'best', expected one of"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused(make, error, told):
@@ -157,10 +161,14 @@ def test_what_is_no_model_is_refused(make, error, told):
 
 
 def test_weights_only_leaves_the_biases_out_of_a_penalty():
-    penalty = jaxsgd.L2(0.1, mask=jaxsgd.weights_only)
-    for model in (jaxsgd.Linear(3), jaxsgd.Linear(3, 2), jaxsgd.MLP((3, 4, 2))):
+    penalty = jaxsgd.L2(0.1, mask=jaxsgd.models.weights_only)
+    for model in (
+        jaxsgd.models.Linear(3),
+        jaxsgd.models.Linear(3, 2),
+        jaxsgd.models.MLP((3, 4, 2)),
+    ):
         params = filled(init(model))
-        chex.assert_trees_all_equal_structs(jaxsgd.weights_only(params), params)
+        chex.assert_trees_all_equal_structs(jaxsgd.models.weights_only(params), params)
         layers = params if isinstance(params, tuple) else (params,)
         squares = sum(float(jnp.sum(layer["weight"] ** 2)) for layer in layers)
         value, slope = jax.value_and_grad(penalty)(params)
@@ -179,19 +187,19 @@ def test_weights_only_knows_a_bias_by_its_name_in_any_tree():
         weight: jax.Array
         bias: jax.Array
 
-    mask = jaxsgd.weights_only({"a": Layer(jnp.ones(2), jnp.ones(1)), "b": [jnp.ones(2)]})
+    mask = jaxsgd.models.weights_only({"a": Layer(jnp.ones(2), jnp.ones(1)), "b": [jnp.ones(2)]})
     assert (mask["a"].weight, mask["a"].bias, mask["b"]) == (True, False, [True])
 
 
 def test_weights_only_of_a_bare_array_is_the_array():
-    assert jaxsgd.weights_only(jnp.ones(3)) is True
-    assert float(jaxsgd.L2(2.0, mask=jaxsgd.weights_only)(jnp.ones(3))) == 3
+    assert jaxsgd.models.weights_only(jnp.ones(3)) is True
+    assert float(jaxsgd.L2(2.0, mask=jaxsgd.models.weights_only)(jnp.ones(3))) == 3
 
 
 def test_a_model_loss_of_many_numbers_is_refused_by_all_gradients():
     data = jnp.ones((4, 3)), jnp.ones((4, 2))
-    model = jaxsgd.Linear(3, 2)
-    loss = jaxsgd.ModelLoss(model, lambda output, y: (output - y) ** 2)
+    model = jaxsgd.models.Linear(3, 2)
+    loss = jaxsgd.models.ModelLoss(model, lambda output, y: (output - y) ** 2)
     for gradient in (loss, jaxsgd.SAGA(loss), jaxsgd.PerExampleClipped(loss, 1.0)):
         solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
         state = solver.init(model.init(jax.random.key(0)), data, key=jax.random.key(1))

@@ -113,7 +113,7 @@ def test_a_penalty_is_any_function_of_the_parameters_to_a_scalar():
 
 def test_l1_and_the_elastic_net_are_their_sums():
     params = {"bias": jnp.float32(2.0), "weight": jnp.array([1.0, -3.0, 0.0])}
-    only = jaxsgd.weights_only
+    only = jaxsgd.models.weights_only
     assert float(jaxsgd.L1(0.5)(params)) == 3.0
     assert float(jaxsgd.L1(0.5, mask=only)(params)) == 2.0
     assert float(jaxsgd.ElasticNet(0.5, 0.1, mask=only)(params)) == pytest.approx(2.0 + 0.5)
@@ -173,7 +173,7 @@ def test_proximal_steps_reach_the_lasso_with_exact_zeros(inner):
 
 def test_a_proximal_step_uses_the_rate_in_use_and_leaves_the_masked_alone():
     flat = lambda params, row: 0 * row[1]  # noqa: E731
-    penalty = jaxsgd.L1(1.0, mask=jaxsgd.weights_only)
+    penalty = jaxsgd.L1(1.0, mask=jaxsgd.models.weights_only)
     schedule = jaxsgd.StepDecay(0.2, 0.5, 1)
     solver = jaxsgd.Solver(flat, jaxsgd.FullBatch(), jaxsgd.Proximal(jaxsgd.SGD(schedule), penalty))
     state = solver.init(W, DATA, key=jax.random.key(0))

@@ -52,7 +52,7 @@ def test_the_line_step_for_step_against_a_plain_loop_and_converged(half, seen):
     # converged: momentum over the whole data, to the least-squares solution
     exact = jaxsgd.Solver(problem.loss, jaxsgd.FullBatch(), jaxsgd.Momentum(0.1, 0.9))
     state = exact.init(problem.params, problem.data, key=jax.random.key(0))
-    state, _ = jaxsgd.run(exact, state, problem.data, 600, every=600)
+    state, _ = jaxsgd.run(exact, state, problem.data, 600, record_every=600)
     for name, value in problem.solution.items():
         np.testing.assert_allclose(state.params[name], value, rtol=1e-5)
     np.testing.assert_allclose(float(problem.solution["weight"][0]), 3.46, atol=0.005)
@@ -83,29 +83,29 @@ def test_a_frozen_array_dropout_and_batch_normalisation_train():
         kept = jax.random.bernoulli(key, 0.8, (16,)) / 0.8
         return ((jax.nn.relu(row[0] @ head) * kept) @ w - row[1]) ** 2
 
-    def normalised(w, rows, weight, carry):
+    def normalised(w, rows, weight, model_state):
         hidden = rows[0] @ head
         mean = weight @ hidden
         variance = weight @ (hidden - mean) ** 2
         output = jax.nn.relu((hidden - mean) / jnp.sqrt(variance + 1e-3)) @ w
-        running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, carry, (mean, variance))
+        running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, model_state, (mean, variance))
         return weight @ (output - rows[1]) ** 2, running
 
     start = jnp.zeros(16)
-    carry = jnp.zeros(16), jnp.ones(16)
+    model_state = jnp.zeros(16), jnp.ones(16)
     losses = [
         (frozen, None),
         (jaxsgd.RowLoss(dropout, keyed=True), None),
-        (jaxsgd.BatchLoss(normalised, stateful=True), carry),
+        (jaxsgd.BatchLoss(normalised, has_model_state=True), model_state),
     ]
-    for loss, carry in losses:
+    for loss, model_state in losses:
         solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(20), jaxsgd.SGD(0.01))
-        state = solver.init(start, data, key=jax.random.key(0), carry=carry)
+        state = solver.init(start, data, key=jax.random.key(0), model_state=model_state)
         state, trace = jaxsgd.run(solver, state, data, 200)
         assert trace.loss[-5:].mean() < 0.5 * trace.loss[0], loss
-        if carry is not None:  # the running statistics near the data's own
-            np.testing.assert_allclose(state.carry[0], x.mean(0) @ head, atol=0.5)
-            assert not np.allclose(state.carry[1], 1)
+        if model_state is not None:  # the running statistics near the data's own
+            np.testing.assert_allclose(state.model_state[0], x.mean(0) @ head, atol=0.5)
+            assert not np.allclose(state.model_state[1], 1)
 
 
 def test_digits_are_all_there():

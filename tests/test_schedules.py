@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxsgd
+from jaxsgd.core.trees import as_arguments
 from jaxsgd import (
     CompoundDecay,
     CosineDecay,
@@ -108,7 +109,7 @@ def test_constants_are_leaves_to_be_swept_and_differentiated():
     np.testing.assert_allclose(slope, -1225, rtol=1e-5)
     before = rates._cache_size()
     for initial in (0.1, 0.2, 0.3):
-        rates(jaxsgd.pairs.as_arguments(LinearDecay(initial, 0.0, 10)))
+        rates(as_arguments(LinearDecay(initial, 0.0, 10)))
     assert rates._cache_size() == before + 1
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsgd
+from jaxsgd.core.trees import as_arguments
 from jaxsgd import (
     AnyOf,
     Check,
@@ -97,10 +98,10 @@ PARAMS, DATA = table.problem()
 SOLVER = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), jaxsgd.Momentum(0.05, 0.5), jaxsgd.L2(0.01))
 
 
-def until(stop, solver=SOLVER, max_steps=60, every=5, monitor=None, seed=0):
+def until(stop, solver=SOLVER, max_steps=60, check_every=5, monitor=None, seed=0):
     state = solver.init(PARAMS, DATA, key=jax.random.key(seed))
     return jaxsgd.run_until(
-        solver, state, DATA, stop, max_steps=max_steps, every=every, monitor=monitor
+        solver, state, DATA, stop, max_steps=max_steps, check_every=check_every, monitor=monitor
     )
 
 
@@ -132,9 +133,9 @@ def test_other_tolerances_and_keys_compile_nothing_and_move_nothing():
         _, _, first = until(Converged(1e-1), seed=1)
         _, _, second = until(Converged(1))
     assert int(first.checks) > int(second.checks) > 1
-    args = jaxsgd.pairs.as_arguments((SOLVER, state, DATA, Converged(1e-3)))
+    args = as_arguments((SOLVER, state, DATA, Converged(1e-3)))
     with jax.transfer_guard("disallow"):
-        jaxsgd.run_until(*args, max_steps=60, every=5)
+        jaxsgd.run_until(*args, max_steps=60, check_every=5)
 
 
 def test_what_is_watched_may_be_the_exact_objective_or_held_out_rows():
@@ -186,12 +187,12 @@ def test_loss_gradient_and_parameters_are_each_looked_at(loss, rule, steps):
     solver = jaxsgd.Solver(loss, jaxsgd.FullBatch(), rule)
     y = jnp.ones(2)
     state = solver.init(start, y, key=jax.random.key(0))
-    state, _, ending = jaxsgd.run_until(solver, state, y, Converged(), max_steps=6, every=3)
+    state, _, ending = jaxsgd.run_until(solver, state, y, Converged(), max_steps=6, check_every=3)
     assert (int(ending.reason), int(ending.step)) == (DIVERGED, steps)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     # it wins over a stop's own reason
     state = solver.init(start, y, key=jax.random.key(0))
-    _, _, ending = jaxsgd.run_until(solver, state, y, At(1), max_steps=6, every=3)
+    _, _, ending = jaxsgd.run_until(solver, state, y, At(1), max_steps=6, check_every=3)
     assert int(ending.reason) == DIVERGED
 
 
@@ -203,7 +204,7 @@ def test_a_run_that_diverges_stands_at_the_last_finite_state_and_says_the_step(e
     path, finite = info
     bad = int(np.argmin(finite))
     assert 3 < bad < 55
-    state, _, ending = until(At(1000), solver, every=every)
+    state, _, ending = until(At(1000), solver, check_every=every)
     assert Reason(int(ending.reason)) == Reason.DIVERGED
     assert int(ending.step) == int(state.step) == bad
     assert int(ending.checks) == bad // every + 1
@@ -246,7 +247,7 @@ def test_dtypes():
         with jax.enable_x64(dtype == jnp.float64):
             state, data = table.start(SOLVER, None, dtype=dtype)
             stop = AnyOf(Converged(), EarlyStopping(3), Diverged(), SmallStep())
-            until = lambda s, d: jaxsgd.run_until(SOLVER, s, d, stop, max_steps=6, every=3)  # noqa: B023, E731
+            until = lambda s, d: jaxsgd.run_until(SOLVER, s, d, stop, max_steps=6, check_every=3)  # noqa: B023, E731
             state, trace, _ = jax.eval_shape(until, state, data)
             assert state.params["weight"].dtype == dtype
             assert trace.monitor.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
@@ -271,9 +272,9 @@ def test_fit_stops_by_the_same_rules_and_keeps_the_best_parameters_of_validation
         jaxsgd.evaluate(table.loss, result.params, held_out), min(losses), rtol=1e-5
     )
     np.testing.assert_allclose(
-        jaxsgd.evaluate(table.loss, result.last, held_out), losses[-1], rtol=1e-5
+        jaxsgd.evaluate(table.loss, result.state.params, held_out), losses[-1], rtol=1e-5
     )
-    chex.assert_trees_all_equal(result.last, result.state.params)
+    chex.assert_trees_all_equal(result.state.params, result.state.params)
     assert "did not improve" in result.message
     with no_compilation():
         later = fit(EarlyStopping(5, 1e-6), validation=held_out)
@@ -285,7 +286,9 @@ def test_fit_stops_by_the_same_rules_and_keeps_the_best_parameters_of_validation
 
 def test_fit_watches_a_score_by_its_negative_and_keeps_the_best_of_validation_alone():
     score = {"score": lambda params, row: -jnp.abs(table.residual(params, row))}
-    result = fit(EarlyStopping(3), validation=DATA, metrics=score, monitor="-validation_score")
+    result = fit(
+        EarlyStopping(3), validation=DATA, metrics=score, monitor="validation_score", mode="max"
+    )
     assert result.reason != Reason.NO_IMPROVEMENT or len(result.history["epoch"]) > 10
     best = max(result.history["validation_score"])
     held = jaxsgd.evaluate(score["score"], result.params, DATA)
@@ -325,7 +328,7 @@ def test_fit_gives_the_average_of_a_rule_that_keeps_one():
         None, epochs=3, rule=table.RULES["average"](0.1), learning_rate=None, validation=DATA
     )
     chex.assert_trees_all_equal(result.params, jaxsgd.averaged(result.state))
-    assert not np.array_equal(result.params["weight"], result.last["weight"])
+    assert not np.array_equal(result.params["weight"], result.state.params["weight"])
     np.testing.assert_allclose(
         result.history["validation_loss"][-1],
         jaxsgd.evaluate(table.loss, result.params, DATA),

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsgd.plots.curves import axes
 from jaxsgd.plots.surfaces import shades
-from jaxsgd.points import is_number, repeated
+from jaxsgd.sweeps.axes import is_number, repeated
 
 
 def sweep(

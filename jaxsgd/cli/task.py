@@ -1,0 +1,213 @@
+"""What the command trains: a model and a loss by name, standardised rows, a model's file."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
+
+from jaxsgd.cli.tables import BROKEN, Table
+from jaxsgd.core.part import part, static
+from jaxsgd.models import MLP, Linear
+from jaxsgd.penalties import L2, ElasticNet, kept
+from jaxsgd.random.permutation import permute
+
+FORMAT = "jaxsgd model 2"
+BINARY = ("logistic", "hinge")
+CLASSIFIERS = ("softmax", *BINARY)
+NUMBERS = {  # of one prediction and target
+    "squared_error": optax.squared_error,
+    "l2_loss": optax.l2_loss,
+    "huber": optax.huber_loss,
+}
+LOSSES = (*NUMBERS, *CLASSIFIERS)
+
+
+@part
+class Task:
+    """A model and its loss by name; itself the loss of one row `(x, y)`."""
+
+    model: Any
+    loss: str = static()
+
+    def __call__(self, params: PyTree, row: Any) -> jax.Array:
+        """The loss (float[]) of a row."""
+        x, y = row
+        output = self.model(params, x)
+        if self.loss == "softmax":
+            return optax.softmax_cross_entropy(output, jax.nn.one_hot(y, len(output)))
+        if self.loss == "logistic":
+            return optax.sigmoid_binary_cross_entropy(output[0], y)
+        if self.loss == "hinge":
+            return optax.hinge_loss(output[0], 2 * y - 1)
+        return NUMBERS[self.loss](output[0], y)
+
+    def predict(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """Probabilities or a hinge's scores (float[..., k]), or a number (float[..., 1])."""
+        output = self.model(params, x)
+        if self.loss == "softmax":
+            return jax.nn.softmax(output)
+        if self.loss == "logistic":
+            return jnp.concatenate([jax.nn.sigmoid(-output), jax.nn.sigmoid(output)], axis=-1)
+        if self.loss == "hinge":
+            return jnp.concatenate([-output, output], axis=-1)
+        return output
+
+
+@part
+class Accuracy:
+    """Whether a task's likeliest class is the row's."""
+
+    task: Task
+
+    def __call__(self, params: PyTree, row: Any) -> jax.Array:
+        return jnp.argmax(self.task.predict(params, row[0])) == row[1]
+
+
+class Rows(NamedTuple):
+    """Rows ready for training, standardised with the training part's statistics, and split."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    held_out: tuple[np.ndarray, np.ndarray] | None
+    names: list[str]  # of the features
+    classes: np.ndarray | None  # the labels, where there are classes
+    mean: np.ndarray  # float64[d]
+    scale: np.ndarray  # float64[d]: the standard deviation, 1 for a constant feature
+    unit: np.ndarray  # float64[2]: the mean and scale of a target of numbers; 0 and 1 of classes
+
+
+def prepare(table: Table, loss: str, *, test_fraction: float, seed: int) -> Rows:
+    """Number a target's classes, hold out rows at random, standardise features and numbers."""
+    n = len(table.features)
+    y, classes = _encode(table.target, loss)
+    held_out = round(n * test_fraction)
+    if held_out >= n:
+        raise ValueError(f"--test-fraction {test_fraction} of {n} rows leaves none to train on")
+    order = np.asarray(permute(jax.random.key(seed), np.arange(n), n))
+    test, train = order[:held_out], order[held_out:]
+    x = table.features.astype(np.float64)
+    mean, scale = x[train].mean(axis=0), x[train].std(axis=0)
+    scale[scale == 0] = 1
+    x = standardise(table.features, mean, scale)
+    unit = np.array([0.0, 1.0])
+    if classes is None:
+        unit = np.array([y[train].mean(dtype=np.float64), y[train].std(dtype=np.float64) or 1.0])
+        y = standardise(y, *unit)
+    rest = (x[test], y[test]) if held_out else None
+    return Rows((x[train], y[train]), rest, table.names, classes, mean, scale, unit)
+
+
+def standardise(x: np.ndarray, mean: Any, scale: Any) -> np.ndarray:
+    """`(x - mean) / scale`, float32 of x's shape."""
+    return ((x.astype(np.float64) - mean) / scale).astype(np.float32)
+
+
+def _encode(target: Any, loss: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The target as numbers, and the labels of the classes if the loss has classes."""
+    if loss not in CLASSIFIERS:
+        return target, None
+    is_text = target.dtype.kind not in "biuf"
+    classes, y = np.unique(target.astype(str) if is_text else target, return_inverse=True)
+    fractions = [value for value in classes.tolist() if isinstance(value, float) and value % 1]
+    if fractions:
+        raise ValueError(f"the target holds {fractions[0]}, expected classes for --loss {loss}")
+    if len(classes) < 2 or (loss in BINARY and len(classes) > 2):
+        expected = "2 classes" if loss in BINARY else "at least 2 classes"
+        told = f"the target holds {len(classes)} different values, expected {expected}"
+        raise ValueError(f"{told} for --loss {loss}")
+    return y.astype(np.float32 if loss in BINARY else np.int32), classes
+
+
+def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) -> Task:
+    """The task of a model written `linear` or `mlp:128,64`."""
+    features = len(rows.names)
+    outputs = len(rows.classes) if loss == "softmax" and rows.classes is not None else 1
+    kind, _, hidden = spec.partition(":")
+    if kind == "linear" and not hidden:
+        return Task(Linear(features, outputs, initialise=initialise or "zeros"), loss)
+    units = hidden.split(",")
+    if kind != "mlp" or not all(size.isascii() and size.isdigit() for size in units):
+        expected = "linear, or mlp with hidden units, as mlp:128,64"
+        raise ValueError(f"--model is {spec!r}, expected {expected}")
+    sizes = (features, *map(int, units), outputs)
+    return Task(MLP(sizes, initialise=initialise or "xavier"), loss)
+
+
+def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:
+    """Write a model with all that predicting needs: an npz of plain arrays, no pickle in it."""
+    facts = {"format": FORMAT, "model": spec, "loss": loss, "names": rows.names}
+    arrays = {"facts": np.array(json.dumps(facts)), "mean": rows.mean, "scale": rows.scale}
+    arrays["unit"] = rows.unit
+    if rows.classes is not None:
+        arrays["classes"] = rows.classes
+    leaves = {f"params_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
+    np.savez(path, allow_pickle=False, **arrays, **leaves)
+
+
+def load(path: str) -> tuple[Task, PyTree, Rows]:
+    """Read a model back; its `Rows` have no rows.
+
+    Raises:
+      ValueError: no such file, or none that `save` wrote.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no file, expected the model.npz that jaxsgd fit wrote")
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        facts = json.loads(str(arrays["facts"]))
+        if facts["format"] != FORMAT:
+            raise ValueError(facts["format"])
+        empty = np.zeros(0), np.zeros(0)
+        classes, mean, scale = arrays.get("classes"), arrays["mean"], arrays["scale"]
+        rows = Rows(empty, None, facts["names"], classes, mean, scale, arrays["unit"])
+        task = task_for(facts["model"], facts["loss"], rows)
+        shapes = jax.eval_shape(task.model.init, jax.random.key(0))
+        leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
+    except (KeyError, TypeError, AttributeError, *BROKEN) as error:
+        told = f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
+        raise ValueError(told) from error
+    return task, jax.tree.unflatten(jax.tree.structure(shapes), leaves), rows
+
+
+def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[float, float, bool]:
+    """The objective at params, at the minimum that SciPy's L-BFGS finds, and whether it did.
+
+    The l1 part is smooth in the positive and negative parts of the parameters, both at least 0.
+    """
+    from scipy.optimize import minimize
+
+    flat, unravel = ravel_pytree(params)
+    weighs = jax.tree.map(lambda keep, x: jnp.full_like(x, keep), kept(penalty, params), params)
+    l1 = penalty.l1 * np.asarray(ravel_pytree(weighs)[0], np.float64)
+
+    @jax.jit
+    def objective(flat: jax.Array, rows: Any) -> jax.Array:
+        params = unravel(flat)
+        smooth = L2(penalty.l2, penalty.mask)
+        return jnp.mean(jax.vmap(partial(task, params))(rows)) + smooth(params)
+
+    slope = jax.jit(jax.value_and_grad(objective))
+
+    def split(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        above, below = parts.reshape(2, -1)
+        value, grads = slope((above - below).astype(np.float32), data)
+        grads = np.asarray(grads, np.float64)
+        return float(value) + l1 @ (above + below), np.concatenate([grads + l1, l1 - grads])
+
+    found = minimize(
+        split,
+        np.zeros(2 * flat.size),
+        jac=True,
+        bounds=[(0, None)] * 2 * flat.size,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "ftol": 1e-9, "gtol": 1e-5},
+    )
+    ours = float(objective(flat, data)) + float(l1 @ np.abs(np.asarray(flat)))
+    return ours, float(found.fun), bool(found.success)

@@ -1,0 +1,211 @@
+"""What a part returns, held against its contract: for custom parts, once, while tracing.
+
+A part of jaxsgd is not checked here: its tests do that. One trace of a step costs about 0.1 s.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxsgd.core.part import wrapped_name
+from jaxsgd.core.records import Batch, Estimate, State
+from jaxsgd.data.base import as_rows
+from jaxsgd.gradients.base import Gradient
+from jaxsgd.rules.base import Rule
+from jaxsgd.samplers.base import Sampler
+
+
+def is_custom(part: Any) -> bool:
+    """Whether a part, or one that it wraps, is of a class outside of jaxsgd."""
+    if not type(part).__module__.startswith("jaxsgd."):
+        return True
+    name = wrapped_name(part)
+    return name is not None and is_custom(getattr(part, name))
+
+
+def check_custom_parts(
+    gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: PyTree
+) -> None:
+    """`check_parts`, where any of the parts is custom."""
+    if any(map(is_custom, (gradient, sampler, rule))):
+        check_parts(gradient, sampler, rule, state, data)
+
+
+def check_parts(
+    gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: PyTree
+) -> None:
+    """Hold what one step returns, by shapes and dtypes alone, against the contracts.
+
+    Raises:
+      TypeError, ValueError: a method returned what its contract does not allow; the message names
+        it, what it returned, and what was expected.
+    """
+    jax.eval_shape(lambda state: _checked_step(gradient, sampler, rule, state, data), state)
+
+
+def _checked_step(
+    gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: PyTree
+) -> None:
+    batch, after = _two(sampler, "update", sampler.update(state.sampler), "(Batch, state)")
+    check_batch(sampler, batch)
+    _check_state(sampler, state.sampler, after)
+    if as_rows(data).reduction(batch, gradient.is_keyed) is not None:
+        return  # a gradient on a mesh sees the rows of one device
+    if as_rows(data).is_streamed:
+        return
+    result = gradient.update(state.params, data, batch, state.gradient)
+    estimate, after = _two(gradient, "update", result, "(Estimate, state)")
+    check_estimate(gradient, estimate, state.params)
+    _check_state(gradient, state.gradient, after)
+    value = lambda params: gradient.value(params, data, batch, state.gradient)  # noqa: E731
+    extra = {"value": estimate.loss, "grad": estimate.grads, "value_fn": value}
+    result = rule.update(estimate.grads, state.rule, state.params, **extra)
+    updates, after = _two(rule, "update", result, "(updates, state)")
+    check_updates(rule, updates, state.params)
+    _check_state(rule, state.rule, after)
+
+
+def check_batch(sampler: Sampler, batch: Any) -> None:
+    """Refuse what is not a `Batch` of int32[B] and float[B] with B the sampler's `batch_length`."""
+    where, length = f"{type(sampler).__name__}.update", sampler.batch_length
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"{where} returned a {type(batch).__name__} as its batch, expected "
+            "jaxsgd.Batch(index, weight)"
+        )
+    for name, x, kind, expected in [
+        ("index", batch.index, jnp.integer, f"int32[{length}]"),
+        ("weight", batch.weight, jnp.floating, f"float32[{length}]"),
+    ]:
+        shape, dtype = jnp.shape(x), jnp.result_type(x)
+        if shape != (length,) or not jnp.issubdtype(dtype, kind):
+            raise TypeError(
+                f"{where} returned a batch whose {name} is {dtype}{list(shape)}, expected "
+                f"{expected}"
+            )
+
+
+def check_estimate(gradient: Gradient, estimate: Any, params: PyTree) -> None:
+    """Refuse what is not an `Estimate` with a scalar loss and gradients like params."""
+    where = f"{type(gradient).__name__}.update"
+    if not isinstance(estimate, Estimate):
+        raise TypeError(
+            f"{where} returned a {type(estimate).__name__} as its estimate, expected "
+            "jaxsgd.Estimate(loss, grads)"
+        )
+    if jnp.shape(estimate.loss) != ():
+        raise TypeError(
+            f"{where} returned a loss of shape {jnp.shape(estimate.loss)}, expected a scalar"
+        )
+    _check_like_params(f"{where} returned grads", estimate.grads, params)
+
+
+def check_updates(rule: Rule, updates: PyTree, params: PyTree) -> None:
+    """Refuse updates that are not float arrays of the structure and shapes of params."""
+    _check_like_params(f"the rule {rule!r} returned updates", updates, params)
+
+
+def check_gradient_state(gradient: Gradient, state: Any) -> None:
+    """Refuse a gradient's state without the fields that every such state has."""
+    names = ["model_state", "key"] if gradient.is_keyed else ["model_state"]
+    for name in names:
+        if not hasattr(state, name):
+            raise TypeError(
+                f"{type(gradient).__name__}.init returned a {type(state).__name__} without the "
+                f"field {name!r}, expected a NamedTuple that has it, such as "
+                "jaxsgd.GradientState()"
+            )
+
+
+def check_states(gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: Any) -> None:
+    """Refuse the state of other parts: it is compared with what their `init` returns.
+
+    Raises:
+      ValueError: the state of a part has another structure.
+    """
+    key = jax.random.key(0)
+    init_rule = lambda: rule.init(state.params)  # noqa: E731
+    init_gradient = lambda: gradient.init(  # noqa: E731
+        state.params, data, key, getattr(state.gradient, "model_state", None)
+    )
+    for kind, part, given, init, again in [
+        ("rule", rule, state.rule, init_rule, "solver.rule.init(state.params)"),
+        ("sampler", sampler, state.sampler, lambda: sampler.init(key), "a sampler's init(key)"),
+        ("gradient", gradient, state.gradient, init_gradient, "a gradient's init"),
+    ]:
+        expected = jax.eval_shape(init)
+        if jax.tree.structure(expected) != jax.tree.structure(given):
+            continued = f"continue with state._replace({kind}={again})"
+            continued += ", whose schedules start at step 0" if kind == "rule" else ""
+            raise ValueError(
+                f"the state was made for another {kind}: its {kind} state is {_named(given)}, but a "
+                f"{type(part).__name__} like this expects {_named(expected)}; make one with "
+                f"solver.init, or {continued}"
+            )
+
+
+def check_rows_in_range(sampler: Sampler, index: Any, size: int) -> None:
+    """Refuse concrete row numbers outside 0..size-1."""
+    index = np.asarray(index)
+    if index.min() < 0 or index.max() >= size:
+        raise IndexError(
+            f"the sampler {sampler!r} drew rows {index.min()} to {index.max()}, expected them in "
+            f"0..{size - 1}"
+        )
+
+
+def _two(part: Any, method: str, result: Any, expected: str) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2 or isinstance(result, Batch | Estimate):
+        size = f" of {len(result)}" if type(result) is tuple else ""
+        raise TypeError(
+            f"{type(part).__name__}.{method} returned a {type(result).__name__}{size}, expected "
+            f"the tuple {expected}"
+        )
+    return result
+
+
+def _check_state(part: Any, before: Any, after: Any) -> None:
+    """A state keeps its structure, shapes and dtypes, or no loop can carry it."""
+    forms = [
+        (
+            jax.tree.structure(tree),
+            [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)],
+        )
+        for tree in (before, after)
+    ]
+    if forms[0] != forms[1]:
+        shown = [
+            jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+            for tree in (after, before)
+        ]
+        raise TypeError(
+            f"{type(part).__name__}.update returned the state {shown[0]}, expected one of the same "
+            f"structure, shapes and dtypes as before, {shown[1]}"
+        )
+
+
+def _check_like_params(what: str, tree: PyTree, params: PyTree) -> None:
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        raise TypeError(
+            f"{what} of the structure {jax.tree.structure(tree)}, expected that of params, "
+            f"{jax.tree.structure(params)}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, param), x in zip(leaves, jax.tree.leaves(tree), strict=True):
+        name = f" for params{jax.tree_util.keystr(path)}" if path else ""
+        if jnp.shape(x) != jnp.shape(param):
+            raise ValueError(
+                f"{what} of shape {jnp.shape(x)}{name}, a parameter of shape {jnp.shape(param)}, "
+                "expected the same shape"
+            )
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(f"{what} of {jnp.result_type(x)}{name}, expected floats")
+
+
+def _named(state: PyTree) -> str:
+    """A state by its type, and the fields it leaves out."""
+    names = [n for n in getattr(state, "_fields", ()) if getattr(state, n) is None]
+    return type(state).__name__ + (f" without {', '.join(names)}" if names else "")

@@ -1,0 +1,224 @@
+"""Parts: frozen dataclasses that are pytrees.
+
+Every piece of a run (sampler, gradient, rule, stop, solver) is a class made by `part`. A field that
+changes the compiled program is `static()`; every other field is a leaf. A part is therefore an
+ordinary argument of a jitted function: a new learning rate compiles nothing, and any number can be
+vmapped, moved to a device, saved and differentiated.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+from jax.tree_util import GetAttrKey
+
+T = TypeVar("T")
+
+
+class NumberKey(NamedTuple):
+    """The path entry of a `number()` field: an int found there is meant as a float."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f".{self.name}"
+
+
+def static(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+    """A field that is a part of the compiled program, not one of its arguments.
+
+    Args:
+      converter: a function `(value, name) -> value` that checks and converts what the constructor
+        is given; `name` is the field's name for messages, such as `"Shuffled's batch_size"`.
+      options: as `dataclasses.field` takes them.
+    """
+    return _field({"static": True}, converter, options)
+
+
+def number(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+    """A field that holds a number or a schedule: a leaf, to be swept and differentiated.
+
+    Args: as `static`.
+    """
+    return _field({"number": True}, converter, options)
+
+
+def field(
+    *, converter: Callable[[Any], Any] | None = None, wraps: bool = False, **options: Any
+) -> Any:
+    """A field that holds another part, arrays, or any pytree of them.
+
+    Args:
+      converter, options: as `static`.
+      wraps: this part is a wrapper around the part of the same kind in this field, as
+        `EMA(rule)` is around a rule; see `innermost`.
+    """
+    return _field({"wraps": wraps}, converter, options)
+
+
+def _field(metadata: dict[str, Any], converter: Any, options: dict[str, Any]) -> Any:
+    return dataclasses.field(metadata=metadata | {"converter": converter}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, number, field))
+def part(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass and a pytree whose leaves are its fields not `static()`.
+
+    The constructor calls the converter of each field, then `__post_init__`. Unflattening calls
+    neither: a check
+    sees what a user wrote, never a placeholder of a transformation or the cotangent of a solver.
+    Parts compare by identity, because a comparison of arrays has no single truth value.
+
+    >>> @jaxsgd.part
+    ... class Scale:
+    ...     factor: float = jaxsgd.number()
+    ...     def __call__(self, step):
+    ...         return self.factor * step
+    >>> jax.tree.leaves(Scale(2.0))
+    [2.0]
+    """
+    check = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self: Any) -> None:
+        for name, converter in converters.items():
+            set_fields(self, **{name: converter(getattr(self, name), f"{cls.__name__}'s {name}")})
+        if check is not None:
+            check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    converters = {f.name: f.metadata["converter"] for f in fields if f.metadata.get("converter")}
+    statics = [f.name for f in fields if f.metadata.get("static")]
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+    numbers = {f.name for f in fields if f.metadata.get("number")}
+    keys = [NumberKey(name) if name in numbers else GetAttrKey(name) for name in leaves]
+
+    def flatten(part: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(part, name) for name in leaves], tuple(getattr(part, n) for n in statics)
+
+    def flatten_with_keys(part: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children, aux = flatten(part)
+        return list(zip(keys, children, strict=True)), aux
+
+    def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
+        part = object.__new__(cls)
+        set_fields(part, **dict(zip(leaves + statics, (*children, *aux), strict=True)))
+        return part
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def set_fields(part: Any, **values: Any) -> None:
+    """Set fields of a frozen part that is being made: derived fields, in `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(part, name, value)
+
+
+class default_property(Generic[T]):
+    """A property of a contract that a field or a property of the same name may replace.
+
+    A plain `property` cannot be replaced by a field: it would refuse that the field is set.
+    """
+
+    def __init__(self, get: Callable[[Any], T]):
+        self.get = get
+        self.__doc__ = get.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        return self.get(instance) if instance is not None else self  # type: ignore[return-value]
+
+
+def wrapped_name(part: Any) -> str | None:
+    """The name of the field that holds the part which `part` wraps, or None."""
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    return next((f.name for f in fields if f.metadata.get("wraps")), None)
+
+
+def innermost(part: T) -> T:
+    """The part that is inside all wrappers: `SGD(0.1)` of `EMA(Proximal(SGD(0.1), L1(1e-3)))`."""
+    while (name := wrapped_name(part)) is not None:
+        part = getattr(part, name)
+    return part
+
+
+@part
+class Function:
+    """A plain function as a part: static, and equal only to the same function object."""
+
+    fn: Callable[..., Any] = static()
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.fn(*args, **named)
+
+    def __repr__(self) -> str:
+        return getattr(self.fn, "__qualname__", repr(self.fn))
+
+
+def as_callable(fn: Any, name: str = "fn") -> Callable[..., Any]:
+    """A callable pytree as it is; a plain function wrapped as a static part.
+
+    Raises:
+      TypeError: `fn` is not callable, is a `functools.partial`, or has leaves that are not arrays.
+    """
+    if isinstance(fn, partial) and not isinstance(fn, jax.tree_util.Partial):
+        raise TypeError(
+            f"{name} is a functools.partial, which would hide its arrays as constants and compile "
+            "again for each new one; use jax.tree_util.Partial(fn, ...), whose arguments are leaves"
+        )
+    if not callable(fn):
+        raise TypeError(f"{name} is {fn!r} of type {type(fn).__name__}, expected a function")
+    if is_leaf(fn):
+        return Function(fn)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fn):
+        if callable(leaf) or isinstance(leaf, str):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {leaf!r}, which is no array: a callable "
+                "pytree's leaves are arguments of the compiled run, so mark this field as static"
+            )
+    return fn
+
+
+def as_optional_callable(fn: Any, name: str = "fn") -> Callable[..., Any] | None:
+    """`as_callable`, where None stays None."""
+    return None if fn is None else as_callable(fn, name)
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether JAX takes a value for a leaf: an instance of a class without `@part`, a function."""
+    return jax.tree_util.all_leaves([value])
+
+
+def as_contract(value: Any, contract: type[T], name: str, example: str) -> T:
+    """A part that implements a contract, as it is; anything else is refused.
+
+    Args:
+      value: what the user gave.
+      contract: `Sampler`, `Gradient`, `Rule` or `Stop`.
+      name: the argument's name, for messages.
+      example: an expression that makes such a part, for messages.
+
+    Raises:
+      TypeError: a class in the place of an instance, an instance of another class, or one whose
+        class was not decorated with `@part`.
+    """
+    kind = contract.__name__
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name}: expected an instance of jaxsgd.{kind}, such as {example}, got the class "
+            f"{value.__name__}; did you forget to call it?"
+        )
+    if not isinstance(value, contract):
+        raise TypeError(
+            f"{name}: expected a jaxsgd.{kind}, such as {example}, got {value!r} of type "
+            f"{type(value).__name__}"
+        )
+    if is_leaf(value):
+        raise TypeError(
+            f"{name}: {type(value).__name__} is not a pytree; did you forget @jaxsgd.part above "
+            "its class?"
+        )
+    return value

@@ -1,0 +1,210 @@
+"""Validators: each refuses a wrong argument with its name, its value and what was expected.
+
+Only concrete values are checked: tracers, and the None of a vmap's `in_axes` tree, pass. `whole`,
+`real` and `flag` make converters for the fields of a part.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+MAX_SIZE = 2**31 - 1  # row indices are int32
+
+
+def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
+    """`value` as a Python int in `least..most`."""
+    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+        raise TypeError(
+            f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
+            "that is traced (by jit, vmap, sweep) it is written down, no argument"
+        )
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} is {value!r} of type {type(value).__name__}, expected an int"
+        ) from None
+    if not least <= result <= most:
+        raise ValueError(f"{name} is {result}, expected {least} to {most}")
+    return result
+
+
+def number(
+    value: Any, name: str, least: float = 0.0, most: float = np.inf, *, below: float = np.inf
+) -> None:
+    """Refuse what is no finite number (or array of them) in `least..most` and below `below`."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return  # an `in_axes` tree, or a trace
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
+    host = np.asarray(jax.device_get(value))
+    is_real = np.issubdtype(host.dtype, np.integer) or jnp.issubdtype(host.dtype, jnp.floating)
+    if not is_real:
+        raise TypeError(f"{name} is {value!r}, expected a real number")
+    host = host.astype(np.float64)
+    if not np.all((host >= least) & (host <= most) & (host < below)):
+        bound = f"at least {least:g} and finite" if most == np.inf else f"{least:g} to {most:g}"
+        bound += "" if below == np.inf else f" and below {below:g}"
+        raise ValueError(f"{name} is {value}, expected {bound}")
+
+
+def whole(least: int, most: int = MAX_SIZE) -> Callable[..., int]:
+    """A converter to a Python int in `least..most`."""
+
+    def convert(value: Any, name: str = "the argument") -> int:
+        return integer(value, name, least, most)
+
+    return convert
+
+
+def optional_whole(least: int) -> Callable[..., int | None]:
+    """A converter to a Python int of at least `least`, where None stays None."""
+
+    def convert(value: Any, name: str = "the argument") -> int | None:
+        return None if value is None else integer(value, name, least)
+
+    return convert
+
+
+def real(
+    least: float = 0.0, most: float = np.inf, *, below: float = np.inf
+) -> Callable[[Any], Any]:
+    """A converter that keeps a number (or an array of stacked ones) within bounds as it is."""
+
+    def convert(value: Any, name: str = "the argument") -> Any:
+        number(value, name, least, most, below=below)
+        return value
+
+    return convert
+
+
+def whole_number(least: int) -> Callable[[Any], Any]:
+    """A converter that keeps a count of steps or checks (a leaf) as it is."""
+
+    def convert(value: Any, name: str = "the argument") -> Any:
+        count(value, name, least)
+        return value
+
+    return convert
+
+
+def flag(value: Any, name: str = "the argument") -> bool:
+    """A converter to a Python bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def count(value: Any, name: str, least: int = 0) -> None:
+    """Refuse what is no whole number of steps (or array of them) from `least` on, in 32 bits."""
+    number(value, name, least)
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        return
+    if not isinstance(value, jax.core.Tracer):
+        host = np.asarray(jax.device_get(value), np.float64)
+        if np.any(host % 1) or np.any(host > MAX_SIZE):
+            raise ValueError(f"{name} is {value}, expected a whole number of at most {MAX_SIZE}")
+
+
+def no_iterator(data: Any, name: str = "data") -> None:
+    """Refuse an iterator of batches where rows are meant."""
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{name} is an iterator ({type(data).__name__}), which a compiled run would read only "
+            "once; expected arrays whose leading axis counts the rows, or a loop over its batches "
+            "with solver.step_on(state, rows)"
+        )
+
+
+def concrete(tree: PyTree, name: str) -> None:
+    """Refuse tracers where a host loop needs numbers."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{name} was called inside a traced function (jit, vmap, sweep), but is a loop on the "
+            "host; use jaxsgd.run there, which is a pure function"
+        )
+
+
+def one_a_row(value: Any, n: int, name: str) -> None:
+    """Refuse an array that has not one entry for each of `n` rows."""
+    shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)
+    if shape != (n,):
+        raise ValueError(f"{name} is of shape {shape}, expected ({n},): one entry a row")
+
+
+def weights(value: Any, name: str, dtype: Any = np.float32) -> None:
+    """Refuse what is no array of numbers at least 0, some above it as `dtype` on the last axis."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is of type {kind}, expected an array with one entry a row")
+    host = np.asarray(jax.device_get(value), np.float64)
+    number(host.min(initial=0), f"{name}'s least entry")
+    number(host.max(initial=0), f"{name}'s largest entry")
+    with np.errstate(over="ignore"):  # infinity is above 0 too
+        is_above = host.astype(dtype) > 0
+    if not np.all(np.any(is_above, axis=-1)):
+        raise ValueError(f"{name} is 0 for all rows, expected one above 0")
+
+
+def form(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure and shapes of a tree, to be compared whatever its containers are."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def no_text(leaf: np.ndarray, where: str) -> None:
+    """Refuse text, dates and objects."""
+    if leaf.dtype.kind in "OUSMm":
+        raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
+
+
+def fits_32_bits(leaf: np.ndarray, where: str) -> None:
+    """Refuse 64-bit integers that JAX would wrap to 32."""
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return
+    is_wide = leaf.dtype in (np.int64, np.uint64) and leaf.size > 0
+    if is_wide and max(int(leaf.max()), -int(leaf.min())) > MAX_SIZE:
+        raise ValueError(
+            f"{where} holds integers beyond 32 bits, which JAX would wrap; enable jax_enable_x64 "
+            "or cast it"
+        )
+
+
+def params(tree: PyTree) -> None:
+    """Refuse parameters that are not all float arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct)
+        if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        given = f"an array of {leaf.dtype}" if is_array else f"{leaf!r} ({type(leaf).__name__})"
+        if is_array or isinstance(leaf, int | float):
+            where = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{where} is {given}, expected a float array: jnp.asarray(..., float)")
+        raise TypeError(
+            f"params{jax.tree_util.keystr(path)} is {given}, expected a float array; train the "
+            "float arrays alone and keep the rest in the loss: params, rest = "
+            "eqx.partition(model, eqx.is_inexact_array), then eqx.combine(params, rest) inside it"
+        )
+    if not jax.tree.leaves(tree):
+        raise ValueError("params holds no array, expected a pytree of float arrays")
+
+
+def key(value: Any) -> jax.Array:
+    """A typed key as it is, a legacy `PRNGKey` wrapped; anything else is refused."""
+    if isinstance(value, jax.Array):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if value.ndim == 0:
+                return value
+        elif value.dtype == jnp.uint32 and value.ndim == 1:
+            return jax.random.wrap_key_data(value)
+        given = f"an array of shape {value.shape} and dtype {value.dtype}"
+    else:
+        given = f"{value!r} of type {type(value).__name__}"
+    raise TypeError(f"key is {given}, expected one key, such as jax.random.key(0)")

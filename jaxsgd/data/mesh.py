@@ -1,0 +1,299 @@
+"""Rows spread over the devices of a mesh: the same run, computed by many.
+
+JAX's own runtime does the work: `jax.make_mesh` on one machine, `jax.distributed.initialize` before
+it on several.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import part, set_fields, static
+from jaxsgd.core.records import Batch, State
+from jaxsgd.core.trees import beside, gather
+from jaxsgd.data.base import ArrayRows, Reduction, Rows, as_rows
+from jaxsgd.samplers.base import Sampler
+from jaxsgd.samplers.epochs import Shuffled
+from jaxsgd.samplers.sharded import Sharded, counts
+
+
+@part
+class MeshRows(Rows):
+    """Rows spread over an axis of a mesh: given as data, they spread each batch over its devices.
+
+    The rows are cut into logical `shards`, of which each device holds as many. The solver's
+    `Shuffled` sampler becomes `Sharded`: each device draws from its own rows and computes its part
+    of the gradient, `sum_i weight[i] grad loss_i`, and the parts are summed; nothing else is
+    exchanged. The shards decide which rows a step takes, the devices only who computes them: the
+    run does not depend on how many there are, but for rounding. It is the run of
+    `Sharded(batch_size, shards)` on one device (but for the keys of a `keyed` loss), in another
+    order than that of `Shuffled`.
+
+    `solver.init`, `run`, `run_until`, `chunks`, `fit` and `evaluate` take it as data. In a `sweep`
+    over a mesh with an axis "runs" as well, each run is spread over the axis of its rows.
+
+    Args:
+      arrays: a pytree of arrays with n rows, on the host or a device; they are copied to their
+        places, padded so that all shards are as long.
+      mesh: from `jax.make_mesh`.
+      axis: the axis of the mesh.
+      shards: how many logical shards, a multiple of the axis' devices.
+      size: n, needed where several processes each give their own rows: `process_rows` tells which.
+
+    Raises:
+      ValueError: no such axis, devices that do not divide the shards, or other rows than expected.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> rows = jaxsgd.MeshRows((jnp.arange(100.0), 3 * jnp.arange(100.0)), mesh)
+    >>> loss = lambda w, row: (row[0] * w - row[1]) ** 2
+    >>> solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(16), jaxsgd.SGD(1e-4))
+    >>> state = solver.init(jnp.zeros(()), rows, key=jax.random.key(0))
+    >>> state, _ = jaxsgd.run(solver, state, rows, 20)
+    >>> round(float(state.params), 3)
+    3.0
+    """
+
+    arrays: PyTree
+    mesh: Mesh = static()
+    axis: str = static(default="data")
+    shards: int = static(default=8)
+    size: int = static(default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.arrays, Rows):
+            raise TypeError(f"MeshRows's arrays are {self.arrays!r}, expected arrays")
+        rows = as_rows(self.arrays)
+        rows.check_values()
+        given = rows.size
+        size = given if self.size is None else validation.integer(self.size, "MeshRows's size", 1)
+        shards = _checked(self.mesh, self.axis, self.shards, size)
+        set_fields(self, mesh=auto(self.mesh), size=size)
+        held, own = counts(size, shards), _own_shards(self.mesh, self.axis, shards)
+        if given != held[own].sum():
+            raise ValueError(
+                f"process {jax.process_index()} gave MeshRows {given} rows, expected "
+                f"{held[own].sum()} of size={size}: where each process gives its own rows, size= "
+                "is that of all, and jaxsgd.process_rows(size, mesh) tells which"
+            )
+        place = NamedSharding(self.mesh, P(self.axis))
+
+        def put(x: Any) -> jax.Array:
+            local = _padded(x, held[own], self._length)
+            if jax.process_count() == 1:
+                return jax.device_put(local, place)
+            shape = (self.padded, *x.shape[1:])
+            return jax.make_array_from_process_local_data(place, np.asarray(local), shape)
+
+        set_fields(self, arrays=jax.tree.map(put, self.arrays))
+
+    def __repr__(self) -> str:
+        rows = jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", self.shapes)
+        return f"MeshRows of {rows} in {self.shards} shards on {dict(self.mesh.shape)}"
+
+    @property
+    def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The shape and dtype of each array, all rows included, without padding."""
+        shape = lambda x: jax.ShapeDtypeStruct((self.size, *x.shape[1:]), x.dtype)  # noqa: E731
+        return jax.tree.map(shape, self.arrays)
+
+    def take(self, index: jax.Array) -> PyTree:
+        """Refused: no device holds all rows."""
+        raise TypeError(
+            f"{self!r} cannot be read by index, for no device holds all rows; expected arrays"
+        )
+
+    def sampler(self, sampler: Sampler) -> Sampler:
+        """`Sharded` over these shards in the place of `Shuffled`."""
+        if isinstance(sampler, Shuffled) and not sampler.drop_last:
+            sampler = Sharded(sampler.batch_size, self.shards, sampler.size)
+        if not isinstance(sampler, Sharded) or sampler.shards != self.shards:
+            raise TypeError(
+                f"the solver's sampler is {sampler}, expected Shuffled(batch_size) without "
+                f"drop_last on MeshRows, which becomes Sharded(batch_size, shards={self.shards})"
+            )
+        return sampler.for_size(self.size)
+
+    def placed(self, tree: PyTree) -> PyTree:
+        """The tree on all devices of the mesh."""
+        return beside(tree, self.arrays)
+
+    def as_arguments(self) -> "MeshRows":
+        """The rows, which are in their places."""
+        return self
+
+    def reduction(self, batch: Batch, is_keyed: bool) -> Reduction:
+        """Each device computes the part of its own rows, and the parts are summed over the mesh.
+
+        With `is_keyed` a part is a shard, because devices with the same key would draw the same
+        numbers, and their number should not change what is drawn.
+        """
+        length = batch.index.shape[0]
+        if length % self.shards:
+            raise ValueError(
+                f"a batch has {length} slots, expected a multiple of the {self.shards} shards of "
+                "MeshRows, drawn by solver.sampler_for(rows)"
+            )
+
+        def reduce(of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> Any:
+            def local(rows: PyTree, first: jax.Array, batch: Batch, *args: PyTree) -> Any:
+                held = ArrayRows(rows).size
+                own = self.own(batch, first, held)
+                if not is_keyed:
+                    total, after = of_part(None, rows, own, *args)
+                    return lax.psum(total, self.axis), after
+                shards = held * self.shards // self.padded
+                numbers = first * self.shards // self.padded + jnp.arange(shards)
+                batches = jax.tree.map(lambda x: x.reshape(shards, -1), own)
+                of_shard = lambda number, batch: of_part(number, rows, batch, *args)  # noqa: E731
+                totals, states = jax.vmap(of_shard)(numbers, batches)
+                total = lax.psum(jax.tree.map(lambda x: x.sum(0), totals), self.axis)
+                return total, jax.tree.map(lambda x: x[0], states)
+
+            return self.each(local, batch, *args)
+
+        return reduce
+
+    def total(
+        self, add: Callable[..., PyTree], sample_weight: Any, batch_size: int, *args: PyTree
+    ) -> PyTree:
+        """Each device adds its own rows; the sums are added over the mesh."""
+
+        def own(rows: PyTree, first: jax.Array, sample_weight: Any, *args: PyTree) -> Any:
+            weight = self.weights(sample_weight, first, ArrayRows(rows).size)
+            return lax.psum(add(rows, weight, None, *args), self.axis)
+
+        return self.each(own, sample_weight, *args)
+
+    def feeds(
+        self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
+    ) -> Generator[tuple[PyTree, int, int], None, None]:
+        """All rows, for each length."""
+        yield from ((self, 0, length) for length in lengths)
+
+    def each(self, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+        """`fn(rows, first, *args)` on each device, its rows and the place of the first of them.
+
+        What it returns must be the same on all: sums by `lax.psum(x, axis)`.
+        """
+
+        def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:
+            return fn(rows, lax.axis_index(self.axis) * ArrayRows(rows).size, *args)
+
+        around = jax.sharding.get_abstract_mesh().manual_axes  # of a sweep over the same mesh
+        spread = jax.shard_map(
+            local,
+            mesh=None if around else self.mesh,
+            in_specs=(P(self.axis), P()),
+            out_specs=P(),
+            axis_names={self.axis},
+            check_vma=False,  # or each scan in a user's loss would have to mark its carry
+        )
+        return spread(self.arrays, args)
+
+    def own(self, batch: Batch, first: jax.Array, held: int) -> Batch:
+        """The slots of a `Sharded` batch whose rows lie from a place on, by their places there."""
+        count = batch.index.shape[0] * held // self.padded
+        slot = first // held * count
+        index, weight = (lax.dynamic_slice_in_dim(x, slot, count) for x in batch)
+        least, rest = divmod(self.size, self.shards)
+        beyond = index - rest * (least + 1)
+        shard = jnp.where(beyond < 0, index // (least + 1), rest + beyond // least)
+        place = index + shard * (self._length - least) - jnp.minimum(shard, rest) - first
+        is_here = (place >= 0) & (place < held)  # else the batch was not drawn from these shards
+        return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
+
+    def weights(self, sample_weight: Any, first: jax.Array, held: int) -> jax.Array:
+        """The weights (float[held]) of the rows from a place on: 0 on padding."""
+        least, rest = divmod(self.size, self.shards)
+        shard, turn = jnp.divmod(first + jnp.arange(held, dtype=jnp.int32), self._length)
+        row = shard * least + jnp.minimum(shard, rest) + turn
+        is_row = turn < least + (shard < rest)
+        weight = jnp.ones(held) if sample_weight is None else gather(sample_weight, is_row * row)
+        return jnp.where(is_row, weight, 0)
+
+    @property
+    def padded(self) -> int:
+        """How many rows the arrays have, padding included."""
+        return self._length * self.shards
+
+    @property
+    def _length(self) -> int:
+        return -(-self.size // self.shards)
+
+
+def process_rows(size: int, mesh: Mesh, *, axis: str = "data", shards: int = 8) -> slice:
+    """The rows that this process hands to `MeshRows`: those of its devices' shards.
+
+    Args:
+      size: n, the number of rows of all processes.
+      mesh, axis, shards: as in `MeshRows`.
+
+    Raises:
+      ValueError: devices of this process that are not neighbours on the axis.
+
+    >>> jaxsgd.process_rows(1001, jax.make_mesh((1,), ("data",)))  # one process has them all
+    slice(0, 1001, None)
+    """
+    held = counts(size, _checked(mesh, axis, shards, size))
+    own = _own_shards(mesh, axis, shards)
+    return slice(int(held[: own.start].sum()), int(held[: own.stop].sum()))
+
+
+def auto(mesh: Mesh) -> Mesh:
+    """The mesh without types of its axes, which would have to match: here all is mapped by hand."""
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _checked(mesh: Mesh, axis: str, shards: int, size: int) -> int:
+    if axis not in mesh.shape:
+        raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {axis!r}")
+    shards, devices = validation.integer(shards, "MeshRows's shards", 1), mesh.shape[axis]
+    if shards % devices:
+        raise ValueError(
+            f"MeshRows's shards are {shards}, expected a multiple of the {devices} devices on the "
+            f"mesh's axis {axis!r}"
+        )
+    if size < shards:
+        raise ValueError(f"data have {size} rows, expected at least one a shard, {shards}")
+    return shards
+
+
+def _own_shards(mesh: Mesh, axis: str, shards: int) -> slice:
+    """The shards of this process' devices."""
+    devices = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
+    here = [
+        i
+        for i, others in enumerate(devices.reshape(len(devices), -1))
+        if any(device.process_index == jax.process_index() for device in others)
+    ]
+    if here != [*range(here[0], here[-1] + 1)]:
+        raise ValueError(
+            f"process {jax.process_index()} has devices {here} of the mesh's axis {axis!r}, "
+            "expected neighbours; order the mesh's devices by process"
+        )
+    each = shards // len(devices)
+    return slice(here[0] * each, (here[-1] + 1) * each)
+
+
+def _padded(x: Any, counts: np.ndarray, most: int) -> Any:
+    """Shards made as long as the longest, by a row of their own."""
+    if counts.min() == most:
+        return x
+    first = np.cumsum(counts) - counts
+    turn = np.minimum(np.arange(most), counts[:, None] - 1)
+    return x[(first[:, None] + turn).ravel()]
+
+
+def find_meshes(tree: PyTree) -> list[tuple[Mesh, str]]:
+    """The mesh and the axis of each `MeshRows` in a tree."""
+    is_rows = lambda x: isinstance(x, MeshRows)  # noqa: E731
+    found = jax.tree.leaves(tree, is_leaf=is_rows)
+    return [(rows.mesh, rows.axis) for rows in found if is_rows(rows)]

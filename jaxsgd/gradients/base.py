@@ -1,0 +1,109 @@
+"""The contract of a gradient: what a step makes of a batch of rows."""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.losses import Loss
+
+
+class GradientState(NamedTuple):
+    """The state of a gradient with nothing else to remember.
+
+    Any state of a gradient has the field `model_state`, and, where the gradient is keyed, `key`.
+    """
+
+    key: jax.Array | None = None  # only folded; None where no random numbers are drawn
+    step: Int[Array, ""] | None = None  # None where there is no key
+    model_state: PyTree = None  # of a loss that has one
+
+
+class Gradient(abc.ABC):
+    """The gradient of a weighted set of rows. A custom gradient subclasses this contract.
+
+    It reads the rows of a batch by `jaxsgd.take(data, batch.index)`; `data` need not be arrays.
+
+    Attributes with defaults:
+      is_linear: the estimate is `sum_i weight[i] f(row[i])`, so it may be computed in parts and
+        added: by `Accumulated`, on `MeshRows`. False.
+      is_keyed: it draws random numbers for each row, by a key in its state's field `key`. False.
+      needs_row_index: it remembers rows by their index, so rows from another loader, which have
+        none, are refused. False.
+      sample_weight_refusal: None, or why a solver's `sample_weight` is refused: the predicate of
+        a sentence.
+      loss: the loss that it differentiates, which `fit` reports on validation rows. None.
+
+    >>> @jaxsgd.part
+    ... class SignGradient(jaxsgd.Gradient):
+    ...     loss: jaxsgd.Loss = jaxsgd.field(converter=jaxsgd.as_loss)
+    ...     def init(self, params, data, key, model_state=None):
+    ...         return jaxsgd.GradientState()
+    ...     def value(self, params, data, batch, state):
+    ...         rows = jaxsgd.take(data, batch.index)
+    ...         return self.loss.total(params, rows, batch.weight, None, None)[0]
+    ...     def update(self, params, data, batch, state):
+    ...         loss, grads = jax.value_and_grad(self.value)(params, data, batch, state)
+    ...         return jaxsgd.Estimate(loss, jax.tree.map(jnp.sign, grads)), state
+    """
+
+    is_linear: bool = False
+    is_keyed: bool = False
+    needs_row_index: bool = False
+    sample_weight_refusal: str | None = None
+    loss: Loss | None = None
+
+    @abc.abstractmethod
+    def init(self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None) -> Any:
+        """The state before the first step, such as `GradientState()`.
+
+        Args:
+          params: a pytree of float arrays.
+          data: the rows; only shapes and dtypes are read.
+          key: for random numbers; only folded.
+          model_state: the state that the loss's model starts from.
+        """
+
+    @abc.abstractmethod
+    def update(
+        self, params: PyTree, data: PyTree, batch: Batch, state: Any
+    ) -> tuple[Estimate, Any]:
+        """The estimate from a batch of rows of `data`, and the state after it."""
+
+    @abc.abstractmethod
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+        """The loss of the same batch, with the same key and model state, at other params."""
+
+
+def refuse_model_state(model_state: PyTree, gradient: Gradient) -> None:
+    """Refuse the model state of a loss that has none."""
+    if model_state is not None:
+        raise ValueError(
+            f"model_state was given, but {type(gradient).__name__}'s loss has none, expected no "
+            "model_state"
+        )
+
+
+def check_state(state: Any, gradient: Gradient) -> None:
+    """Refuse a state without a model state: it is no state of a gradient."""
+    fields = getattr(type(state), "_fields", ())
+    missing = [
+        name
+        for name, is_needed in [("model_state", True), ("key", gradient.is_keyed)]
+        if is_needed and name not in fields
+    ]
+    if missing:
+        raise TypeError(
+            f"{type(gradient).__name__}.init returned a {type(state).__name__} without the field "
+            f"{missing[0]!r}, expected a NamedTuple that has it, such as jaxsgd.GradientState()"
+        )
+
+
+def check_size(held: int, size: int, gradient: Gradient) -> None:
+    """Refuse a state that was made for another number of rows."""
+    if held != size:
+        raise ValueError(
+            f"{type(gradient).__name__}'s state is of {held} rows, but the data have {size}"
+        )

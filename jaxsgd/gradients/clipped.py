@@ -1,0 +1,187 @@
+"""Gradients that no row can move far: clipped one by one, with noise (private training)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import field, number, part, set_fields, static
+from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.core.trees import accumulate, accumulator_of, like, squared_norm
+from jaxsgd.data.base import as_rows
+from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
+from jaxsgd.losses import RowLoss, as_loss, weigh
+from jaxsgd.models import ModelLoss
+
+CHUNK = 2**22  # bytes of the gradients of rows that are made at a time
+
+
+@part
+class PerExampleClipped(Gradient):
+    """Each row's gradient clipped to a norm, and Gaussian noise on their sum: the DP-SGD step.
+
+    `sum_i weight[i] g_i min(1, C / |g_i|) + noise C row_scale z`, g_i the gradient of row i and z
+    standard normal. With `Poisson(q, ...)`, which the usual accounts assume, and `row_scale` of
+    `1 / (q n)`, adding or removing a row moves the sum by at most `C row_scale`: true only where no
+    weight is above `row_scale`, so not of `ImportanceSampled` or `Stratified` batches, and while
+    `state.sampler.overflows` is 0. Rows are drawn by a hash that is no cipher. The
+    accounting (epsilon, delta) is left to a privacy library; `Info` is not private, and neither
+    are rules that look at the loss themselves (`LineSearch`).
+
+    Norms are taken a few rows at a time, then one gradient with the weights times the factors, so
+    that no gradient of a row is kept: some times a plain step. With `ModelLoss` the norms come from
+    errors and inputs (Goodfellow 2015; Li et al. 2022) at little more than a plain step. Slots of
+    weight 0 play no part, whatever their rows.
+
+    Args:
+      loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss` of them without a model state.
+      max_norm: C, above 0. A leaf.
+      noise: the noise multiplier, at least 0; 0 draws none. A leaf, where it is not the number 0.
+      row_scale: the weight of one row, `1 / (q n)` under `Poisson`, `1 / B` in whole batches: an
+        argument, so that an empty batch has its noise too. Needed with noise.
+
+    Raises:
+      TypeError: a loss of whole batches, or with a model state: rows have no gradients of their own.
+      ValueError: a norm or noise below its bound, or noise without a `row_scale`.
+
+    Abadi et al., "Deep learning with differential privacy" (2016).
+
+    >>> gradient = jaxsgd.PerExampleClipped(lambda theta, y: (theta - y) ** 2, max_norm=1.0)
+    >>> y = jnp.array([0.1, 3.0])
+    >>> batch = jaxsgd.Batch(index=jnp.array([0, 1]), weight=jnp.array([0.5, 0.5]))
+    >>> state = gradient.init(jnp.zeros(()), y, jax.random.key(0))
+    >>> round(float(gradient.update(jnp.zeros(()), y, batch, state)[0].grads), 3)  # -0.2 and -1
+    -0.6
+    """
+
+    loss: RowLoss = field(converter=as_loss)
+    max_norm: Any = number(converter=validation.real(1e-30))
+    noise: Any = number(default=0.0, converter=validation.real())
+    row_scale: Any = number(default=None, converter=validation.real())
+    is_noisy: bool = static(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, RowLoss) or self.loss.has_model_state:
+            raise TypeError(
+                f"PerExampleClipped's loss is {self.loss!r}, expected a function of (params, row) "
+                "or a RowLoss without a model state: only then has a row a gradient of its own"
+            )
+        is_noisy = not (isinstance(self.noise, int | float) and self.noise == 0)
+        set_fields(self, is_noisy=is_noisy)
+        if is_noisy and self.row_scale is None:
+            raise ValueError(
+                "PerExampleClipped has noise but no row_scale, expected the weight of one row: "
+                "1 / (q n) under Poisson sampling, 1 / B in batches of B"
+            )
+
+    @property
+    def sample_weight_refusal(self) -> str | None:
+        """Why a solver's sample weights are refused: with noise they would change what it hides."""
+        return "has noise for rows of one weight" if self.is_noisy else None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a sum over rows: without noise, which is drawn once a batch."""
+        return not self.is_noisy
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it draws numbers for its rows."""
+        return self.loss.keyed
+
+    def init(
+        self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None
+    ) -> GradientState:
+        """The state before the first step."""
+        refuse_model_state(model_state, self)
+        if not (self.is_noisy or self.loss.keyed):
+            return GradientState()
+        return GradientState(validation.key(key), jnp.zeros((), jnp.int32))
+
+    def update(
+        self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
+    ) -> tuple[Estimate, GradientState]:
+        """The estimate from a batch of rows of `data`, and the state after it."""
+        wide, (weight, rows, key) = accumulate(params), self._rows(params, data, batch, state)
+        model = self.loss.fn if isinstance(self.loss.fn, ModelLoss) else None
+        if model is not None and not (self.loss.has_aux or self.loss.keyed):
+            values, errors, inputs = jax.tree.map(
+                lambda x: x.astype(weight.dtype), model.errors(like(wide, params), rows)
+            )
+            pairs = zip(errors, inputs, strict=True)
+            squares = sum(_squares(e) * (_squares(x) + 1) for e, x in pairs)
+            factor = self._factor(weight, squares)
+            scaled = tuple(jax.vmap(jnp.multiply)(factor, e) for e in errors)
+            grads, aux = model.summed(scaled, inputs), None
+        else:
+            again = None if key is None else jax.random.clone(key)  # the same draws
+            squares = squared_norms(self.loss, params, rows, again)
+
+            def losses(wide: PyTree) -> tuple[jax.Array, Any]:
+                return self.loss.each(like(wide, params), rows, key, None)[:2]
+
+            values, back, aux = jax.vjp(losses, wide, has_aux=True)
+            grads = back(self._factor(weight, squares).astype(values.dtype))[0]
+        # in an empty batch all slots hold a row that was not drawn
+        grads, loss, aux = jax.tree.map(
+            lambda x: jnp.where(jnp.any(weight != 0), x, 0),
+            (grads, weigh(weight, values), weigh(weight, aux)),
+        )
+        if self.is_noisy:
+            grads = self._noised(grads, jax.random.fold_in(_of_step(state), 1))
+        step = None if state.step is None else state.step + 1
+        return Estimate(loss, grads, aux), GradientState(state.key, step)
+
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> jax.Array:
+        """The loss (float[]) of the same batch at other params, nothing clipped."""
+        weight, rows, key = self._rows(params, data, batch, state)
+        loss = weigh(weight, self.loss.each(params, rows, key, None)[0])
+        return jnp.where(jnp.any(weight != 0), loss, 0)
+
+    def _rows(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> Any:
+        """The weights and rows, those of weight 0 replaced by one that has some; and a key."""
+        weight = batch.weight.astype(accumulator_of(params))
+        slot = jnp.where(weight != 0, jnp.arange(len(weight)), jnp.argmax(weight != 0))
+        rows = as_rows(data).take_some(batch.index, slot)
+        return weight, rows, jax.random.fold_in(_of_step(state), 0) if self.loss.keyed else None
+
+    def _factor(self, weight: jax.Array, squares: Any) -> jax.Array:
+        most = jnp.asarray(self.max_norm, weight.dtype)
+        is_long = ~(squares <= jnp.square(most))  # NaN too
+        factor = jnp.where(is_long, most * jax.lax.rsqrt(jnp.where(is_long, squares, 1)), 1)
+        return weight * factor
+
+    def _noised(self, grads: PyTree, key: jax.Array) -> PyTree:
+        scale = self.noise * self.max_norm * self.row_scale
+        leaves, tree = jax.tree.flatten(grads)
+        for i, x in enumerate(leaves):
+            normal = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+            leaves[i] = x + jnp.asarray(scale, x.dtype) * normal
+        return jax.tree.unflatten(tree, leaves)
+
+
+def squared_norms(
+    loss: RowLoss, params: PyTree, rows: PyTree, key: Any, centre: PyTree = None
+) -> jax.Array:
+    """The squared norm (float[B]) of each row's gradient, from a centre, a few rows at a time."""
+    wide, count = accumulate(params), jax.tree.leaves(rows)[0].shape[0]
+    keys = jax.random.split(key, count) if loss.keyed else None
+
+    def square(row_and_key: Any) -> jax.Array:
+        row, key = row_and_key
+        grads = jax.grad(lambda wide: loss.one(like(wide, params), row, key, None)[0])(wide)
+        return squared_norm(grads if centre is None else jax.tree.map(jnp.subtract, grads, centre))
+
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(wide))
+    return jax.lax.map(square, (rows, keys), batch_size=min(count, max(1, CHUNK // size)))
+
+
+def _of_step(state: GradientState) -> jax.Array:
+    return jax.random.fold_in(state.key, state.step)
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    """The squared norm (float[B]) of each row of float[B] or float[B, k]."""
+    return jnp.sum(jnp.square(x).reshape(len(x), -1), axis=1)

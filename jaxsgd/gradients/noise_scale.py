@@ -1,0 +1,143 @@
+"""How noisy a gradient is: the variance over rows, and the batch size that it speaks for."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import field, number, part
+from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.core.trees import accumulator_of, squared_norm
+from jaxsgd.gradients.base import Gradient
+from jaxsgd.gradients.minibatch import as_linear_gradient
+from jaxsgd.gradients.partial_sums import estimate_of_part, for_part, halves, joined
+
+
+class NoiseEstimate(NamedTuple):
+    """The noise of a gradient: B rows estimate it with a variance of `variance / B`.
+
+    >>> jaxsgd.NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
+    NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
+    """
+
+    variance: jax.Array  # float[]: tr(Sigma), Sigma the covariance of the gradients of the rows
+    signal: jax.Array  # float[]: |G|^2, the squared norm of the mean gradient
+    scale: jax.Array  # float[]: rows; variance / signal
+
+
+class NoiseState(NamedTuple):
+    """The state of the gradient within, and sums over the steps, the last ones weighing most."""
+
+    gradient: Any
+    variance: jax.Array  # float[]
+    signal: jax.Array  # float[]
+    weight: jax.Array  # float[]: of 1
+
+    @property
+    def model_state(self) -> PyTree:
+        """The model state of the gradient within."""
+        return self.gradient.model_state
+
+
+@part
+class NoiseScaleGradient(Gradient):
+    """Another gradient, which also tells how noisy it is: `Info.noise`.
+
+    The batch is taken in two halves, every other slot, with gradients g1 and g2 of b1 and b2 rows.
+    Without bias `|G|^2` is `g1 . g2` and `tr(Sigma)` is `|g1 - g2|^2 / (1/b1 + 1/b2)`, which is
+    McCandlish's form for any halves. Single steps are noisy, so both are running means, and `scale`
+    is their ratio (the mean of ratios would be biased). A step with an empty half changes nothing;
+    before the first one without, they are NaN. They come `1 / (1 - decay)` steps late, and a
+    `scale` below 0 says that they are too noisy to tell. Rows drawn without replacement from n give
+    `n / (n - 1)` of the variance, and that over n less of the signal: too large a scale where it is
+    not far below n. Of `Stratified` and `Sharded` batches it is the variance within classes and
+    shards, of `ImportanceSampled` ones that of the weighted gradients; rows of `Poisson` come in
+    order, so shuffle sorted data before, and of q n rows the signal is `1 / (q n)` too large.
+
+    Told to `record`; after `fit` the sums are in `result.state.gradient`. The gradient is the same
+    to rounding, and costs up to half more.
+
+    Args:
+      gradient: a gradient that is a sum over rows, or a loss, which becomes `MinibatchGradient(loss)`.
+      decay: of the running means, 0 (a step's own) to below 1 (0.99: some hundred steps). A leaf.
+
+    Raises:
+      TypeError: a gradient that is no sum over rows.
+      ValueError: batches of one row.
+
+    McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training" (2018).
+
+    >>> y = jnp.array([1.0, 3.0])
+    >>> gradient = jaxsgd.NoiseScaleGradient(lambda theta, y: (theta - y) ** 2 / 2)
+    >>> solver = jaxsgd.Solver(gradient, jaxsgd.WithReplacement(8), jaxsgd.SGD(0.0))
+    >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
+    >>> record = lambda state, info: info.noise
+    >>> state, noise = jaxsgd.run(solver, state, y, 40_000, record=record)
+    >>> round(float(noise.variance.mean() / noise.signal.mean()), 2)  # 1 / 4
+    0.25
+    """
+
+    gradient: Gradient = field(converter=as_linear_gradient, wraps=True)
+    decay: Any = number(default=0.99, converter=validation.real(below=1))
+
+    def init(
+        self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None
+    ) -> NoiseState:
+        """The state before the first step."""
+        zero = lambda: jnp.zeros((), accumulator_of(params))  # noqa: E731
+        return NoiseState(
+            self.gradient.init(params, data, key, model_state), zero(), zero(), zero()
+        )
+
+    def update(
+        self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState
+    ) -> tuple[Estimate, NoiseState]:
+        """The estimate from a batch of rows of `data`, and the state after it."""
+        if len(batch.index) == 1:
+            raise ValueError(
+                "NoiseScaleGradient is given batches of 1 row, expected 2 to compare, or more"
+            )
+        terms, counts = [], []
+        for i, rows, half in halves(data, batch):
+            term, inner = estimate_of_part(self.gradient, i, rows, half, params, state.gradient)
+            terms.append(term)
+            counts.append(jnp.sum(half.weight != 0).astype(accumulator_of(params)))
+        estimates = [estimate for estimate, _ in terms]
+        total, change = jax.tree.map(jnp.add, *terms)
+        inner = joined(self.gradient, state.gradient, inner, change)
+        is_known = (counts[0] > 0) & (counts[1] > 0)  # a half may be all padding
+        counts = [jnp.where(is_known, count, 1) for count in counts]
+        one, other = (  # a half of the rows has half of the weight
+            jax.tree.map(lambda x, count=count: x * (sum(counts) / count), estimate.grads)
+            for estimate, count in zip(estimates, counts, strict=True)
+        )
+        apart = squared_norm(jax.tree.map(jnp.subtract, one, other))
+        found = apart / (1 / counts[0] + 1 / counts[1]), _dot(one, other), jnp.ones_like(apart)
+        decay = jnp.asarray(self.decay, apart.dtype)
+        after = NoiseState(
+            inner,
+            *(
+                jnp.where(is_known, decay * old + (1 - decay) * new, old)
+                for old, new in zip(state[1:], found, strict=True)
+            ),
+        )
+        variance, signal = after.variance / after.weight, after.signal / after.weight
+        noise = NoiseEstimate(variance, signal, variance / signal)
+        return total._replace(noise=noise), after
+
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState) -> jax.Array:
+        """The loss (float[]) of the same batch, under the same key and model state, at other params."""
+
+        def of_part(i: int, rows: PyTree, half: Batch) -> jax.Array:
+            own = for_part(self.gradient, state.gradient, i)
+            return self.gradient.value(params, rows, half, own)
+
+        one, other = (of_part(*half) for half in halves(data, batch))
+        return one + other
+
+
+def _dot(one: PyTree, other: PyTree) -> jax.Array:
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), one, other)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))

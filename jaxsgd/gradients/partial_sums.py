@@ -1,0 +1,112 @@
+"""Estimates that are computed in parts and added.
+
+An estimate that is linear in the weights is the sum of the estimates of any parts of its batch.
+Microbatches, halves of a batch, shards of a mesh and chunks of a full gradient are this one
+operation; a `Reduction` says what the parts are, and in which order they are added. Each part draws
+other random numbers (its number is folded into the key), and a model state moves by the sum of the
+changes that the parts make to it.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.data.base import Reduction, as_rows
+from jaxsgd.gradients.base import Gradient
+
+
+def update_in_parts(
+    gradient: Gradient, reduction: Reduction, params: PyTree, state: Any
+) -> tuple[Estimate, Any]:
+    """The sum of a gradient's estimates of all parts, and its state after them."""
+    of_part = partial(estimate_of_part, gradient)
+    (estimate, change), after = reduction(of_part, params, state)
+    return estimate, joined(gradient, state, after, change)
+
+
+def value_in_parts(
+    gradient: Gradient, reduction: Reduction, params: PyTree, state: Any
+) -> Float[Array, ""]:
+    """The sum of a gradient's values of all parts."""
+
+    def of_part(number: Any, data: PyTree, batch: Batch, params: PyTree, state: Any) -> Any:
+        own = for_part(gradient, state, number)
+        return gradient.value(params, data, batch, own), state
+
+    return reduction(of_part, params, state)[0]
+
+
+def estimate_of_part(
+    gradient: Gradient, number: Any, data: PyTree, batch: Batch, params: PyTree, state: Any
+) -> tuple[tuple[Estimate, PyTree], Any]:
+    """The estimate of one part and its change of the model state, and the state after it.
+
+    `number` (int32[]) is the part's, or None of the only one.
+    """
+    own = for_part(gradient, state, number)
+    estimate, after = gradient.update(params, data, batch, own)
+    change = jax.tree.map(jnp.subtract, after.model_state, state.model_state)
+    return (estimate, change), after
+
+
+def joined(gradient: Gradient, state: Any, after: Any, change: PyTree) -> Any:
+    """The state after all parts: that of one of them, with the key and the sum of all changes."""
+    if gradient.is_keyed:
+        after = after._replace(key=state.key)
+    if jax.tree.leaves(change):
+        after = after._replace(model_state=jax.tree.map(jnp.add, state.model_state, change))
+    return after
+
+
+def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
+    """Equal parts of a batch, one after another; the last is padded with rows of weight 0."""
+    rows, size = as_rows(data), batch.index.shape[0]
+    length = -(-size // parts)
+    count = -(-size // length)
+
+    def cut(x: jax.Array, **how: Any) -> jax.Array:
+        x = jnp.pad(x, [(0, count * length - size)] + [(0, 0)] * (x.ndim - 1), **how)
+        return x.reshape(count, length, *x.shape[1:])
+
+    arrays = jax.tree.map(lambda x: cut(x, mode="edge"), rows.batch_arrays)
+    batches = Batch(cut(batch.index, mode="edge"), cut(batch.weight))
+
+    def reduce(of_part: Callable[..., Any], *args: PyTree) -> tuple[PyTree, PyTree]:
+        def one(number: jax.Array, arrays: PyTree, batch: Batch) -> tuple[Any, Any]:
+            return of_part(number, rows.with_batch_arrays(arrays), batch, *args)
+
+        def add(total: Any, piece: Any) -> tuple[Any, None]:
+            term, after = one(*piece)
+            return (jax.tree.map(jnp.add, total[0], term), after), None
+
+        pieces = jnp.arange(count, dtype=jnp.int32), arrays, batches
+        shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
+        return lax.scan(add, (zeros, args[-1]), pieces)[0]
+
+    return reduce
+
+
+def halves(data: PyTree, batch: Batch) -> Iterator[tuple[int, PyTree, Batch]]:
+    """The even and the odd positions of a batch: number, data and batch of each part.
+
+    Every other position, so that the classes of a stratified batch are in both halves.
+    """
+    rows = as_rows(data)
+    for i in range(2):
+        cut = lambda x, i=i: x[i::2]  # noqa: E731
+        half = rows.with_batch_arrays(jax.tree.map(cut, rows.batch_arrays))
+        yield i, half, jax.tree.map(cut, batch)
+
+
+def for_part(gradient: Gradient, state: Any, number: Any) -> Any:
+    """A state whose key draws the random numbers of one part; None is the only part."""
+    if not gradient.is_keyed or number is None:
+        return state
+    return state._replace(key=jax.random.fold_in(state.key, number))

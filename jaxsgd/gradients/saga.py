@@ -1,0 +1,157 @@
+"""TODO."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd.core.part import field, part
+from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.core.trees import accumulate, accumulator_of, like
+from jaxsgd.data.base import as_rows, take
+from jaxsgd.gradients.base import Gradient, GradientState, check_size, refuse_model_state
+from jaxsgd.gradients.minibatch import MinibatchGradient
+from jaxsgd.gradients.svrg import as_fixed_loss
+from jaxsgd.losses import RowLoss, weigh
+from jaxsgd.models import Linear, ModelLoss
+
+
+class SAGAState(NamedTuple):
+    """The last gradient that was seen of each row, and their mean."""
+
+    table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
+    mean: PyTree
+    rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
+    slot: jax.Array  # int32[n], scratch: which slot of a batch speaks for a row
+    model_state: PyTree = None
+
+
+def _as_fixed_row_loss(loss: Any, name: str = "loss") -> RowLoss:
+    """A loss of one row whose gradient at given params is always the same."""
+    loss = as_fixed_loss(loss, name)
+    if not isinstance(loss, RowLoss):
+        raise TypeError(
+            f"{name} is {loss!r}, expected a function of (params, row) or a RowLoss: a table keeps "
+            "the gradient of each row"
+        )
+    return loss
+
+
+@part
+class SAGA(Gradient):
+    """A batch's change since each row was seen last, and the mean of what was seen.
+
+    `sum_i weight[i] (g_i - seen_i) + 1/n sum_j seen_j`; then `seen_i = g_i` for the rows of the
+    batch. All are 0 at first. Unbiased, as the batch is, and its variance goes to 0 where g_i stand
+    still: with a constant rate (`Smoothness.rate`) it converges linearly where the objective is
+    strongly convex. With `Proximal` it solves L1 problems. A row counts once, whether it has
+    several slots or one of weight 0 beside.
+
+    The table holds n gradients, and of `ModelLoss(Linear(...), fn)` n outputs: a row's gradient is
+    its error times its input. It is written in place, but `run_until`, which looks at each step
+    before it counts, copies it: prefer `run`, `chunks` or `fit` where n is large.
+
+    Args:
+      loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss`, without key or model state.
+
+    Raises:
+      TypeError: another loss, or rows on a mesh.
+
+    Defazio, Bach and Lacoste-Julien, "SAGA: a fast incremental gradient method with support for
+    non-strongly convex composite objectives" (2014).
+
+    >>> y = jnp.array([1.0, 3.0, 5.0, 7.0])
+    >>> gradient = jaxsgd.SAGA(lambda theta, y: (theta - y) ** 2 / 2)
+    >>> solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(1), jaxsgd.SGD(0.3))
+    >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
+    >>> round(float(jaxsgd.run(solver, state, y, 80)[0].params), 3)  # the mean, not around it
+    4.0
+    """
+
+    loss: RowLoss = field(converter=_as_fixed_row_loss)
+
+    sample_weight_refusal = "averages all rows by itself"
+    needs_row_index = True
+
+    @property
+    def _is_linear_model(self) -> bool:
+        fn = self.loss.fn
+        is_model = isinstance(fn, ModelLoss) and isinstance(fn.model, Linear)
+        return is_model and not self.loss.has_aux
+
+    def init(self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None) -> SAGAState:
+        """The state before the first step: nothing was seen."""
+        refuse_model_state(model_state, self)
+        n = as_rows(data).size
+        mean = jax.tree.map(jnp.zeros_like, accumulate(params))
+        one = mean
+        if self._is_linear_model:
+            one = self.loss.fn.model.layers(mean)[0]["bias"].astype(accumulator_of(params))
+        table = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
+        rest = jax.tree.map(jnp.zeros_like, mean)
+        return SAGAState(table, mean, rest, jnp.zeros(n, jnp.int32))
+
+    def update(
+        self, params: PyTree, data: PyTree, batch: Batch, state: SAGAState
+    ) -> tuple[Estimate, SAGAState]:
+        """The estimate from a batch of rows of `data`, and the state after it."""
+        check_size(len(state.slot), as_rows(data).size, self)
+        index, weight = batch.index, batch.weight.astype(accumulator_of(params))
+        rows, slot, n = take(data, index), state.slot, len(state.slot)
+        if len(index) > 1:
+            lane = jnp.arange(len(index), dtype=jnp.int32)
+            slot = slot.at[jnp.where(weight != 0, index, n)].set(lane, mode="drop")
+            speaks = (take(slot, index) == lane) & (weight != 0)
+        else:  # twice: the read of a single row XLA fuses with its write, and copies the table
+            index, weight = jnp.repeat(index, 2), jnp.pad(weight, (0, 1))
+            rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
+            speaks = weight != 0
+
+        losses, aux, now, summed = self._seen(params, rows)
+        change = jax.tree.map(jnp.subtract, now, take(state.table, index))
+        once = jax.tree.map(lambda x: jnp.where(_along(speaks, x), x, 0), change)
+        step = summed(jax.tree.map(lambda x: x * _along(weight, x), change))
+        grads = jax.tree.map(jnp.add, step, state.mean)
+        more = jax.tree.map(lambda x, rest: x / n + rest, summed(once), state.rest)
+        mean = jax.tree.map(jnp.add, state.mean, more)
+        rest = jax.tree.map(lambda x, new, old: x - (new - old), more, mean, state.mean)
+        table = jax.tree.map(partial(_added, index, len(batch.index)), state.table, once)
+        estimate = Estimate(weigh(weight, losses), grads, weigh(weight, aux))
+        return estimate, SAGAState(table, mean, rest, slot)
+
+    def _seen(self, params: PyTree, rows: PyTree) -> Any:
+        """Of each row the loss, aux and what the table keeps; and what sums such to a gradient."""
+        wide = accumulate(params)
+        if self._is_linear_model:
+            loss = self.loss.fn
+            dtype = accumulator_of(params)
+            told = loss.errors(like(wide, params), rows)
+            losses, (error,), inputs = jax.tree.map(lambda x: x.astype(dtype), told)
+            return losses, None, error, lambda e: like(loss.summed((e,), inputs), wide)
+
+        def one(wide: PyTree, row: PyTree) -> tuple[jax.Array, Any]:
+            return self.loss.one(like(wide, params), row, None, None)[:2]
+
+        each = jax.vmap(jax.value_and_grad(one, has_aux=True), (None, 0))
+        (losses, aux), grads = each(wide, rows)
+        return losses, aux, grads, lambda g: jax.tree.map(lambda x: x.sum(0), g)
+
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+        """The plain loss of the same batch at other params."""
+        return MinibatchGradient(self.loss).value(params, data, batch, GradientState())
+
+
+def _added(index: jax.Array, count: int, table: jax.Array, change: jax.Array) -> jax.Array:
+    """The table with changes added to its rows: an addition is in place, and faster than a set."""
+    if count > 1:
+        return table.at[index].add(change, mode="promise_in_bounds")
+    row = take(table, index)[0] + change[0]  # no scatter, which no kernel can do
+    return lax.dynamic_update_index_in_dim(table, row, index[0], 0)
+
+
+def _along(x: jax.Array, like: jax.Array) -> jax.Array:
+    """An array of length B with axes of length 1, to be broadcast with float[B, ...]."""
+    return x.reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,127 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_optional_callable
+from jaxsgd.core.records import Info, State
+from jaxsgd.core.trees import as_arguments, keys_of, words_of
+from jaxsgd.loops import cpu_fusion
+from jaxsgd.loops.base import device_data, stepping, windows_of
+from jaxsgd.solver import Solver
+
+
+def run(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    steps: int,
+    record: Callable[[State, Info], PyTree] | None = None,
+    record_every: int = 1,
+    *,
+    remat: bool = False,
+) -> tuple[State, PyTree]:
+    """Take `steps` steps in one `lax.scan`, compiled once for each number of steps.
+
+    A pure function: it can be jitted, vmapped over states and numbers of the solver, differentiated
+    and cut in two; `run(a + b)` is `run(b)` after `run(a)`, bit for bit on one CPU.
+
+    Args:
+      solver: the step.
+      state: from `solver.init` or an earlier run; it stays alive.
+      data: the rows, as given to `solver.init`.
+      steps: how many, a multiple of `record_every`; static.
+      record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
+        of it): a function, told apart by its identity (define it once, not in the call), or a
+        callable pytree. Without it, an `Info` of `step` and `loss`.
+      record_every: keep only the step that ends each window of so many steps; what is not recorded is not
+        computed.
+      remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
+        little memory: keep about `2 sqrt(steps // record_every)` states, best where that number has a
+        divisor near its root, and compute the steps between them again, instead of keeping what
+        each step computed. With few numbers to differentiate by, forward mode (`jax.jacfwd`) needs
+        neither. Without a derivative it changes nothing.
+
+    Returns:
+      The state after the last step, and the records stacked along a leading axis `steps // record_every`.
+
+    Raises:
+      ValueError: `steps` is no multiple of `record_every`.
+
+    >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2,
+    ...                        jaxsgd.Sequential(1), jaxsgd.SGD(0.1))
+    >>> y = jnp.array([1.0, 3.0])
+    >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
+    >>> state, path = jaxsgd.run(solver, state, y, 4, record=lambda state, info: state.params)
+    >>> path.round(4).tolist()
+    [0.20000000298023224, 0.7599999904632568, 0.8079999685287476, 1.2463999986648560]
+    """
+    steps = validation.integer(steps, "steps", 0)
+    windows = windows_of(steps, "steps", record_every, "record_every")
+    data = device_data(state, data)
+    record = as_optional_callable(record, "record")
+    args = as_arguments((solver, state, data, record))
+    return _run(*args, windows=windows, every=record_every, remat=bool(remat))
+
+
+@cpu_fusion.jit(static_argnames=("windows", "every", "remat"))
+def _run(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    record: Any,
+    *,
+    windows: int,
+    every: int,
+    remat: bool = False,
+) -> tuple[State, PyTree]:
+    scan = partial(scan_steps, windows=windows, every=every, remat=remat)
+    if record is not None:
+        return scan(solver, state, data, lambda state, info, batch: record(state, info))
+    after, loss = scan(solver, state, data, lambda state, info, batch: info.loss)
+    last_of_window = jnp.arange(1, windows + 1, dtype=jnp.int32) * every - 1
+    return after, Info(step=state.step + last_of_window, loss=loss)
+
+
+def scan_steps(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    record: Any,
+    windows: int,
+    every: int = 1,
+    remat: bool = False,
+) -> tuple[State, PyTree]:
+    """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch."""
+    ahead, step = stepping(solver, state, data)
+
+    def window(ahead: Any, _: None) -> tuple[Any, PyTree]:
+        if every > 1:
+            ahead, _ = lax.scan(lambda a, _: (step(a)[0], None), ahead, length=every - 1)
+        batch = ahead[1][0]
+        ahead, info = step(ahead)
+        return ahead, record(ahead[0], info, batch)
+
+    if not remat:
+        (state, _), trace = lax.scan(window, ahead, length=windows)
+        return state, trace
+    inner = next(n for n in range(math.isqrt(max(windows, 1)), 0, -1) if windows % n == 0)
+    again = partial(jax.checkpoint, prevent_cse=False)  # a scan does not share what is within
+
+    def by_word(words: Any, _: None) -> tuple[Any, PyTree]:
+        """A window between words of keys: keys kept for the way back would count as used."""
+        after, told = window(keys_of(words, ahead), None)
+        return words_of(after), told
+
+    some = again(lambda words, _: lax.scan(again(by_word), words, length=inner))
+    words, trace = lax.scan(some, words_of(ahead), length=windows // inner)
+    state, _ = keys_of(words, ahead)
+    return state, jax.tree.map(lambda x: x.reshape(windows, *x.shape[2:]), trace)

@@ -1,0 +1,133 @@
+"""TODO."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import as_optional_callable
+from jaxsgd.core.records import State
+from jaxsgd.core.trees import as_arguments, strong
+from jaxsgd.loops import cpu_fusion
+from jaxsgd.loops.base import device_data, guarded, stepping, windows_of
+from jaxsgd.solver import Solver
+from jaxsgd.stopping import Check, Ending, Reason, as_stop, check_stop
+
+
+def run_until(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    stop: Any,
+    *,
+    max_steps: int,
+    check_every: int,
+    monitor: Callable[[State], jax.Array] | None = None,
+) -> tuple[State, Check, Ending]:
+    """Take steps until a stop says so, in one `lax.while_loop`, compiled once.
+
+    Every `check_every` steps the stop sees a `Check`. Each step is looked at before it counts: from the
+    first one whose loss, gradient or new parameters are not finite the state stands still, at the
+    last finite one, and the run ends at the next check with `Reason.DIVERGED`.
+
+    It can be jitted and vmapped, where a lane that has stopped is frozen. Then each check masks the
+    whole state and the trace, and lanes no longer share the rows they gather: keep `check_every` large,
+    or use `run`. It cannot be differentiated in reverse; `run` can.
+
+    Args:
+      solver, state, data: as in `run`.
+      stop: when to stop: `Converged`, `EarlyStopping`, `AnyOf(...)`.
+      max_steps: at most so many steps, a multiple of `check_every`; static, it sizes the trace.
+      check_every: steps between checks; static.
+      monitor: what the stop watches: a function of the state, such as `Objective(loss, data)`. A
+        callable pytree keeps its data as arguments. Without it, the mean of loss and penalty over
+        the batches since the last check, each before its update.
+
+    Returns:
+      The state; the checks, padded to `max_steps // check_every` with steps of -1 and infinity; and
+      `Ending(reason, step, checks)`.
+
+    Raises:
+      ValueError: `max_steps` is no multiple of `check_every`.
+      TypeError: no stop, or a monitor that returns no scalar.
+
+    >>> problem = jaxsgd.problems.two_targets()
+    >>> solver = jaxsgd.Solver(problem.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
+    >>> state = solver.init(problem.params, problem.data, key=jax.random.key(0))
+    >>> state, trace, ending = jaxsgd.run_until(
+    ...     solver, state, problem.data, jaxsgd.Converged(1e-4), max_steps=1000, check_every=5)
+    >>> print(ending)
+    stopped at step 35, check 7: the monitored objective hardly changes any more
+    """
+    max_steps = validation.integer(max_steps, "max_steps", 1)
+    windows = windows_of(max_steps, "max_steps", check_every, "check_every")
+    data = device_data(state, data)
+    args = (solver, state, data, as_stop(stop), as_optional_callable(monitor, "monitor"))
+    return _run_until(*as_arguments(args), windows=windows, every=check_every)
+
+
+class _Watch(NamedTuple):
+    """What `run_until` carries from check to check."""
+
+    ahead: Any
+    stop: PyTree
+    trace: Check
+    checks: jax.Array
+    reason: jax.Array
+
+
+@cpu_fusion.jit(static_argnames=("windows", "every"))
+def _run_until(
+    solver: Solver,
+    state: State,
+    data: PyTree,
+    stop: Any,
+    monitor: Any,
+    *,
+    windows: int,
+    every: int,
+) -> tuple[State, Check, Ending]:
+    ahead, step = stepping(solver, state, data)
+    zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+
+    def add(carry: Any, _: None) -> tuple[Any, None]:
+        ahead, fine, total, *_ = carry
+        ahead, fine, info = guarded(step, ahead, fine)
+        told = (total + info.loss + info.penalty, info.grad_norm, info.update_norm)
+        return (ahead, fine, *(x.astype(zero.dtype) for x in told)), None
+
+    def window(watch: _Watch) -> _Watch:
+        begin = watch.ahead, jnp.ones((), bool), zero, zero, zero
+        (ahead, fine, total, *norms), _ = lax.scan(add, begin, length=every)
+        value = total / every if monitor is None else _scalar(monitor, ahead[0])
+        check = Check(ahead[0].step, value.astype(zero.dtype), *norms)
+        reason, stop_state = check_stop(stop, check, watch.stop)
+        reason = jnp.where(fine, reason, int(Reason.DIVERGED))
+        checks = watch.checks + 1
+        is_last = (reason == Reason.RUNNING) & (checks == windows)
+        reason = jnp.where(is_last, int(Reason.MAX_STEPS), reason).astype(jnp.int32)
+        put = partial(lax.dynamic_update_index_in_dim, index=watch.checks, axis=0)
+        trace = jax.tree.map(put, watch.trace, check)
+        return _Watch(ahead, stop_state, trace, checks, reason)
+
+    padding = Check(jnp.int32(-1), *[zero + jnp.inf] * 3)  # a NaN would trip jax_debug_nans
+    trace = jax.tree.map(lambda x: jnp.full(windows, x), padding)
+    none = jnp.zeros((), jnp.int32)
+    watch = _Watch(ahead, jax.tree.map(strong, stop.init()), trace, none, none)
+    watch = lax.while_loop(lambda w: w.reason == Reason.RUNNING, window, watch)
+    state = watch.ahead[0]
+    return state, watch.trace, Ending(watch.reason, state.step, watch.checks)
+
+
+def _scalar(monitor: Any, state: State) -> jax.Array:
+    value = jnp.asarray(monitor(state))
+    if value.ndim:
+        raise TypeError(
+            f"the monitor {monitor!r} returned an array of shape {value.shape}, expected a scalar"
+        )
+    return value

@@ -1,0 +1,80 @@
+"""The contract of a rule: the update, from gradients to what is added to the parameters."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd.core.part import default_property, wrapped_name
+from jaxsgd.core.trees import accumulate
+from jaxsgd.schedules import Rate, rate_at
+
+
+class Rule(abc.ABC):
+    """The update, by Optax's protocol. A custom rule subclasses this contract.
+
+    A rule has the `init` and `update` of an Optax transformation, so it goes into `optax.chain`;
+    and a solver takes any Optax transformation as its rule.
+
+    >>> @jaxsgd.part
+    ... class SignDescent(jaxsgd.Rule):
+    ...     learning_rate: float = jaxsgd.number()
+    ...     def init(self, params):
+    ...         return ()
+    ...     def update(self, grads, state, params=None, **extra):
+    ...         return jax.tree.map(lambda g: -self.learning_rate * jnp.sign(g), grads), state
+    """
+
+    @abc.abstractmethod
+    def init(self, params: PyTree) -> Any:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def update(
+        self, grads: PyTree, state: Any, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
+        """The updates, which are added to the parameters, and the state after them.
+
+        Args:
+          grads: like params, float32 (float64 where the parameter is float64).
+          state: from `init` or the last update.
+          params: the parameters before the update.
+          extra: `value` (float[]), the loss and penalty of the batch; `grad`, which is `grads`; and
+            `value_fn`, the objective of the batch as a function of params.
+        """
+
+    def reported_learning_rate(self, before: Any, after: Any) -> Float[Array, ""] | None:
+        """The learning rate of a step, for `Info.learning_rate`; None where it is not known.
+
+        Args:
+          before, after: the states before and after the step. A wrapper's state has a field of the
+            same name as the field of the rule that it wraps.
+        """
+        if (name := wrapped_name(self)) is None:
+            return None
+        inner: Rule = getattr(self, name)
+        return inner.reported_learning_rate(getattr(before, name), getattr(after, name))
+
+    @default_property
+    def proximal_penalty(self) -> Callable[[PyTree], Float[Array, ""]] | None:
+        """The penalty whose proximal step the rule takes, for `Info.penalty`; None by default."""
+        name = wrapped_name(self)
+        return None if name is None else getattr(self, name).proximal_penalty
+
+
+class ScheduledRule(Rule):
+    """A rule with one learning rate, a number or a schedule of the `count` in its state."""
+
+    learning_rate: Rate
+
+    def reported_learning_rate(self, before: Any, after: Any) -> Float[Array, ""] | None:
+        """The learning rate at the count before the step."""
+        return rate_at(self.learning_rate, before.count)[0]
+
+
+def zeros_like(params: PyTree) -> PyTree:
+    """Zeros in the accumulator's dtype."""
+    return jax.tree.map(jnp.zeros_like, accumulate(params))

@@ -1,0 +1,83 @@
+"""Penalties without a gradient at 0, such as L1, by a proximal step after the rule's."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxsgd.core.part import field, part
+from jaxsgd.core.trees import accumulate
+from jaxsgd.penalties import ProximalPenalty
+from jaxsgd.rules.base import Rule
+from jaxsgd.rules.descent import SGD, Momentum, MomentumState
+from jaxsgd.schedules import rate_at
+
+
+class ProximalState(NamedTuple):
+    """The state of the rule inside."""
+
+    rule: PyTree
+
+
+@part
+class Proximal(Rule):
+    """A rule's step, then the penalty's: `params' = prox(params + updates, rate)`.
+
+    `prox(z, rate) = argmin_q penalty(q) + |q - z|^2 / (2 rate)` at the rate in use. With `SGD` it
+    is ISTA (Daubechies, Defrise and De Mol 2004); with `Momentum` iPiano (Ochs, Chen, Brox and Pock
+    2014), whose velocity is the whole step taken, so that both rest where loss + penalty is least.
+    The loss alone is differentiated: the penalty belongs here, and not into the solver as well.
+
+    Args:
+      rule: `SGD` or `Momentum`.
+      penalty: `L1`, `ElasticNet`, `L2`, or any callable pytree with `prox(params, rate)`.
+
+    Raises:
+      TypeError: another rule, whose step is not `rate` times a gradient, or a penalty without prox.
+
+    >>> rule = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L1(1.0))
+    >>> params = jnp.array([1.0, 0.05])
+    >>> updates, _ = rule.update(jnp.zeros(2), rule.init(params), params)
+    >>> (params + updates).round(3).tolist()
+    [0.9, 0.0]
+    """
+
+    rule: SGD | Momentum = field(wraps=True)
+    penalty: ProximalPenalty = field()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, SGD | Momentum):
+            raise TypeError(
+                f"Proximal was given the rule {self.rule!r}, expected SGD or Momentum: the "
+                "proximal step needs the one rate that the gradient was multiplied by"
+            )
+        if not isinstance(self.penalty, ProximalPenalty):
+            raise TypeError(
+                f"Proximal was given the penalty {self.penalty!r}, expected one with "
+                "prox(params, rate), such as jaxsgd.L1(1e-3)"
+            )
+
+    def init(self, params: PyTree) -> ProximalState:
+        """The state before the first step."""
+        return ProximalState(self.rule.init(params))
+
+    def update(
+        self, grads: PyTree, state: ProximalState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, ProximalState]:
+        """The updates of both steps, in the accumulator's dtype, and the state after them."""
+        if params is None:
+            raise ValueError("Proximal.update was given no params, expected the parameters")
+        rate, _ = rate_at(self.rule.learning_rate, state.rule.count)
+        updates, inner = self.rule.update(grads, state.rule, params)
+        params = accumulate(params)
+        ahead = self.penalty.prox(jax.tree.map(jnp.add, params, updates), rate)
+        updates = jax.tree.map(jnp.subtract, ahead, params)
+        if isinstance(inner, MomentumState):
+            inner = inner._replace(velocity=updates)
+        return updates, ProximalState(inner)
+
+    @property
+    def proximal_penalty(self) -> ProximalPenalty:
+        """The penalty."""
+        return self.penalty

@@ -1,0 +1,139 @@
+"""Batches that each row joins on its own."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
+
+from jaxsgd.core import validation
+from jaxsgd.core.part import number, part, static
+from jaxsgd.core.records import Batch
+from jaxsgd.random.bits import words
+from jaxsgd.samplers.base import Sampler
+
+FINE = 2**22  # rows up to which gaps are told to one by a float32
+BLOCK = 2**12
+
+
+class PoissonState(NamedTuple):
+    """A key, only ever folded, the number of batches drawn, and of those that were too large."""
+
+    key: jax.Array
+    step: jax.Array  # int32[]
+    overflows: jax.Array  # int32[]
+
+
+@part
+class Poisson(Sampler):
+    """Each row is in each batch with probability q, independently of all others (Poisson sampling).
+
+    `weight = 1 / (q n)` for each row in the batch: the sampling that the accounts of private
+    training assume. A batch has q n rows on average, `capacity` slots; an empty one has weights of
+    0, and so a gradient of 0. Of a batch with more rows the first `capacity` are taken, and
+    `state.sampler.overflows` counts it. The rows are found by gaps, `floor(log u / log(1 - q))`
+    rows between one and the next, so that a step costs its slots, whatever n.
+
+    Args:
+      rate: q, the sampling rate, 1e-12 to 1; a leaf. A traced one outside gives weights of NaN.
+      capacity: the number of slots. For batches that overflow with probability e it is
+        `scipy.stats.binom.isf(e, n, q)`, about `q n + z sqrt(q n (1 - q))`: z = 5 for e = 3e-7.
+      size: n, the number of rows, filled in by the solver.
+
+    Raises:
+      ValueError: a rate outside, or a capacity below 1 or above n.
+
+    >>> sampler = jaxsgd.Poisson(0.25, capacity=8, size=16)
+    >>> batch, state = sampler.update(sampler.init(jax.random.key(1)))
+    >>> batch.index.tolist(), batch.weight.tolist()
+    ([1, 12, 13, 1, 1, 1, 1, 1], [0.25, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0])
+    """
+
+    rate: Any = number(converter=validation.real(1e-12, 1))
+    capacity: int = static(converter=validation.whole(1))
+    size: int | None = static(default=None, converter=validation.optional_whole(1))
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            name = f"Poisson's capacity of data with {self.size} rows"
+            validation.integer(self.capacity, name, 1, self.size)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of slots."""
+        return self.capacity
+
+    @property
+    def steps_per_epoch(self) -> Any:
+        """What it calls an epoch: `1 / q` steps, in which a row is drawn once on average."""
+        if isinstance(self.rate, jax.core.Tracer):
+            return jnp.maximum(jnp.round(1 / self.rate), 1).astype(jnp.int32)
+        return max(1, round(1 / float(self.rate)))
+
+    def init(self, key: jax.Array) -> PoissonState:
+        """The state before the first batch. `key` is folded only."""
+        return PoissonState(validation.key(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def update(self, state: PoissonState) -> tuple[Batch, PoissonState]:
+        """The next batch, and the state after it."""
+        batch, is_over = self._drawn(state.key, state.step)
+        return batch, PoissonState(state.key, state.step + 1, state.overflows + is_over)
+
+    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+        """Batch `step` (int32[]) of the run with this key."""
+        return self._drawn(validation.key(key), step)[0]
+
+    def _drawn(self, key: jax.Array, step: Int[Array, ""] | int) -> tuple[Batch, jax.Array]:
+        """The batch, and whether there was more than it holds (bool[])."""
+        n, rate, slots = self.known_size, jnp.asarray(self.rate, float), self.capacity
+        # whole vectors of 8: what is left of one costs a CPU as much as all before it
+        drawn = words(key, jnp.asarray(step, jnp.int32), -(-(slots + 1) // 8) * 8)
+        place = _sums(_gaps(drawn, -jnp.log1p(-rate), n) + 1, n + 1) - 1
+        is_in = place < n
+        index = jnp.where(is_in, place, jnp.where(is_in[0], place[0], 0)).astype(jnp.int32)
+        weight = jnp.where(is_in, 1 / (rate * n), 0)
+        weight = jnp.where((rate > 0) & (rate <= 1), weight, jnp.nan)
+        return Batch(index[:slots], weight[:slots]), is_in[slots]
+
+
+def _gaps(drawn: tuple[jax.Array, jax.Array], slope: jax.Array, n: int) -> jax.Array:
+    """The rows (uint32[B]) between one and the next: `floor(exponential / slope)`, n at most."""
+    high, low = drawn
+    block = 1 if n <= FINE else BLOCK  # a float32 has 24 bits: of more rows, blocks and a remainder
+    whole = jnp.floor(_exponential(high) * (1 / (block * slope)))
+    gap = jnp.minimum(whole, n // block).astype(jnp.uint32) * np.uint32(block)
+    if block > 1:
+        # within a block the exponential that ends in it, independent of how many went before
+        end = -jnp.log1p((low.astype(float) + 0.5) * 2.0**-32 * jnp.expm1(-block * slope)) / slope
+        gap += jnp.minimum(jnp.floor(end), block - 1).astype(jnp.uint32)
+    return gap
+
+
+def _exponential(drawn: jax.Array) -> jax.Array:
+    """Exponential numbers (float[B]) of mean 1 from words (uint32[B]), exact at both ends.
+
+    `-log(u)` for small u, else `-log(1 - v)`, v = 1 - u: by the logarithm of w, which is 1 - v
+    rounded, times `v / (1 - w)` (Kahan).
+    """
+    is_near = drawn < np.uint32(2**31)  # u near 1
+    v = (jnp.where(is_near, drawn, ~drawn).astype(float) + 0.5) * 2.0**-32
+    w = jnp.where(is_near, 1 - v, v)
+    scaled = -jnp.log(w) * jnp.where(is_near & (w < 1), v / (1 - w), 1)
+    return jnp.where(w < 1, scaled, v)
+
+
+def _sums(x: jax.Array, most: int) -> jax.Array:
+    """The sums (uint32[B]) of each number and all before it, at most `most`, which is below 2**32.
+
+    Of numbers up to 2**31, so that a sum which wraps is less than both.
+    """
+
+    def add(a: jax.Array, b: jax.Array) -> jax.Array:
+        total = a + b
+        return jnp.where(total < a, np.uint32(most), jnp.minimum(total, np.uint32(most)))
+
+    if jax.default_backend() == "cpu":  # one after the other is faster there
+        return lax.scan(lambda a, b: (add(a, b),) * 2, jnp.uint32(0), x)[1]
+    return lax.associative_scan(add, x)

@@ -1,0 +1,310 @@
+"""The high-level API: a whole training run in one call, with validation and a history."""
+
+import math
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd import contracts
+from jaxsgd.checkpoints.orbax import own_folder
+from jaxsgd.core import validation as check
+from jaxsgd.core.part import innermost
+from jaxsgd.core.records import State
+from jaxsgd.core.trees import as_arguments
+from jaxsgd.data.base import as_rows, check_same_form
+from jaxsgd.evaluation import evaluate
+from jaxsgd.gradients.base import Gradient
+from jaxsgd.losses import Loss, RowLoss, RowsLoss
+from jaxsgd.rules.base import Rule
+from jaxsgd.rules.descent import SGD
+from jaxsgd.samplers.base import Sampler
+from jaxsgd.samplers.epochs import Shuffled
+from jaxsgd.schedules import Rate
+from jaxsgd.solver import Solver
+from jaxsgd.stopping import Reason, Stop, as_stop
+from jaxsgd.training.progress import Bar, interrupts
+from jaxsgd.training.trainer import FitState, Trainer, params_of
+
+
+class Result(NamedTuple):
+    """What `fit` returns."""
+
+    params: PyTree  # of the last epoch, or of the best with `restore_best`; or their averages
+    state: State  # after the last step: continue with run(solver, result.state, data, steps)
+    history: dict[str, np.ndarray]  # one entry per epoch
+    reason: Reason
+    model_state: PyTree  # that belongs to `params`, of a loss with `has_model_state`
+
+    @property
+    def message(self) -> str:
+        """Why the run ended, in one line."""
+        epochs = len(self.history["epoch"])
+        return f"ended in epoch {epochs}, after {int(self.state.step)} steps: {self.reason}"
+
+
+def fit(
+    loss_or_gradient: Gradient | Loss | Callable[..., Any],
+    params: PyTree,
+    data: PyTree,
+    *,
+    key: jax.Array,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: Rate | None = None,
+    rule: Rule | optax.GradientTransformation | None = None,
+    sampler: Sampler | None = None,
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
+    model_state: PyTree = None,
+    sample_weight: Float[Array, " n"] | Float[np.ndarray, " n"] | None = None,
+    validation: PyTree = None,
+    validation_sample_weight: Float[Array, " m"] | Float[np.ndarray, " m"] | None = None,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
+    stop: Stop | None = None,
+    monitor: str | None = None,
+    mode: Literal["min", "max"] = "min",
+    restore_best: bool = False,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train for a number of epochs, with one compiled program for any number of steps.
+
+    A second call with the same loss and shapes compiles nothing, whatever the key, the rate and the
+    number of epochs. The caller's params, data and key stay alive. Ctrl-C ends the run after the
+    current epoch, and the result so far is returned; a second Ctrl-C stops immediately. A run whose
+    loss or parameters are not finite ends with its last finite state, whose `step` is the step that
+    was not finite.
+
+    With `checkpoint` a run that was killed is continued from its last checkpoint by the same call.
+    It ends as if it had not been killed, bit for bit on one CPU (`seconds` aside). A run that has
+    ended is returned at once, or continued where `epochs` is larger than it was.
+
+    Args:
+      loss_or_gradient: as `Solver`'s `gradient`.
+      params: a pytree of float arrays to start from.
+      data: a pytree of arrays that share their leading axis, `HostRows` or `MeshRows`.
+      key: a typed key.
+      epochs: how many in all, at least 0.
+      batch_size: rows of a batch of the `Shuffled` sampler; not used where `sampler` is given.
+      learning_rate: the rate (a number or a schedule) of `SGD`; give this or `rule`.
+      rule: a rule, or any Optax transformation.
+      sampler: another sampler than `Shuffled`.
+      penalty: as `Solver`'s.
+      model_state: the model state that a loss with `has_model_state` starts from.
+      sample_weight: as `Solver`'s: the training loss is a weighted mean over the rows.
+      validation: held-out rows, evaluated after each epoch.
+      validation_sample_weight: a weight for each of them, as in `evaluate`.
+      metrics: a dict of functions of `(params, row)` to a number, evaluated after each epoch on
+        `validation`, or on `data` where there is none; of `(params, row, model_state)` for a loss
+        with `has_model_state`. One named `loss` replaces the validation loss.
+      stop: when to stop before the last epoch, such as `EarlyStopping(5)`; checked once an epoch.
+      monitor: the entry of the history that `stop` and `restore_best` watch. By default
+        `validation_loss`, or, without validation, `loss` (the penalty is in neither).
+      mode: `"min"` where a smaller value is better, `"max"` where a larger one is.
+      restore_best: return the parameters of the epoch with the best monitored value.
+      log: called once an epoch with a dict of floats (`wandb.log` fits).
+      checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
+        A checkpoint of other parts, numbers, functions, key or shapes is refused; the values of the
+        data and of the initial parameters are not compared.
+      checkpoint_every: steps between checkpoints, also within an epoch; by default one epoch.
+      progress: show a progress bar with the loss and the rows per second (needs tqdm).
+
+    Returns:
+      `Result(params, state, history, reason, model_state)`, and `message`, which says why the run
+      ended. With a rule that averages, `params`, validation and metrics are of the average.
+      History: `epoch` and `step` (the number taken so far), `loss` (the mean over the epoch's rows,
+      each before the update it was a part of), `seconds` of the epoch's training (compilation
+      included in the first), `validation_loss`, and `validation_<metric>` (or `<metric>` on `data`).
+
+    Raises:
+      ValueError, TypeError: both or neither of `learning_rate` and `rule`, and all that `Solver`
+        refuses; a checkpoint of another run.
+      ImportError, FileExistsError: Orbax is not installed, or the checkpoint folder holds other
+        things.
+      OSError: rows on the host could not be read. This, and any error of `log` or a metric, has the
+        `Result` so far in its attribute `result`, and is raised after a checkpoint was written.
+
+    >>> data = jnp.arange(8.0)[:, None] / 8, 3 * jnp.arange(8.0) / 8 + 1
+    >>> model = jaxsgd.models.Linear(1)
+    >>> loss = lambda params, row: optax.squared_error(model(params, row[0]), row[1])
+    >>> result = jaxsgd.fit(loss, model.init(jax.random.key(0)), data, key=jax.random.key(1),
+    ...                     batch_size=4, epochs=500, learning_rate=0.3, progress=False)
+    >>> jax.tree.map(lambda x: x.round(2).tolist(), result.params)
+    {'bias': 1.0, 'weight': [3.0]}
+    """
+    if (learning_rate is None) == (rule is None):
+        given = "neither" if rule is None else "both"
+        raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
+    if sampler is not None and batch_size != 64:
+        raise ValueError(
+            f"fit was given batch_size={batch_size} and a sampler, expected one of them"
+        )
+    for name, value, other, needed in [
+        ("checkpoint_every", checkpoint_every, "checkpoint", checkpoint),
+        ("validation_sample_weight", validation_sample_weight, "validation", validation),
+    ]:
+        if value is not None and needed is None:
+            raise ValueError(f"fit was given {name} without {other}, expected {other}= as well")
+    epochs = check.integer(epochs, "epochs", 0)
+    solver = Solver(
+        loss_or_gradient,  # type: ignore[arg-type]  # the field converts it
+        Shuffled(batch_size) if sampler is None else sampler,
+        SGD(learning_rate) if rule is None else rule,  # type: ignore[arg-type]
+        penalty,
+        sample_weight,
+    )
+    check.concrete((solver, params, data, key), "fit")
+    evaluated = _metrics(solver, metrics, validation)
+    state = solver.init(params, data, key=key, model_state=model_state)
+    solver = as_arguments(solver)
+    data = _checked_data(solver, state, data)
+    rows, weight = data, solver.sample_weight
+    if validation is not None:
+        check_same_form(validation, data, "validation")
+        as_rows(validation).check_values("validation")
+        rows, weight = as_rows(validation).as_arguments(), validation_sample_weight
+        if weight is not None:
+            check.weights(weight, "validation_sample_weight")
+            check.one_a_row(weight, as_rows(rows).size, "validation_sample_weight")
+    _check_scalars(evaluated, state, rows)
+    prefix = "" if validation is None else "validation_"
+    names = [f"{prefix}{name}" for name in evaluated]
+    steps = solver.sampler_for(data).steps_per_epoch
+    trainer = Trainer(
+        solver=solver,
+        data=data,
+        steps=steps,
+        metrics=evaluated,
+        prefix=prefix,
+        rows=rows,
+        weight=None if weight is None else as_arguments(weight),
+        stop=None if stop is None else as_arguments(as_stop(stop)),
+        monitor=_monitor(monitor, mode, stop, restore_best, names),
+        mode=mode,
+        restore_best=restore_best,
+        log=log,
+        checkpoint=None if checkpoint is None else own_folder(checkpoint),
+        checkpoint_every=(
+            steps
+            if checkpoint_every is None
+            else check.integer(checkpoint_every, "checkpoint_every", 1)
+        ),
+        key=check.key(key),
+    )
+    return _train(trainer, trainer.begin(state), epochs, progress)
+
+
+def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Result:
+    """Run the epochs; an error is raised with the result so far, after a checkpoint."""
+    current = start
+    size = as_rows(trainer.data).size
+    bar = Bar(progress, epochs, size, done=len(start.history["epoch"]))
+    with bar, interrupts() as interrupted:
+        try:
+            for current in trainer.fit_states(start, epochs, interrupted):
+                bar.show(current.history)
+        except Exception as error:
+            if any(x.is_deleted() for x in jax.tree.leaves(current.state)):
+                error.add_note("fit lost its state in the compiled call that failed")
+            elif current.step:  # otherwise there is nothing to lose
+                if current is not start:
+                    trainer.keep(current)
+                failed = current._replace(reason=int(Reason.FAILED))
+                error.result = _result(failed)  # type: ignore[attr-defined]
+                error.add_note(trainer.position(current))
+            raise
+        result = _result(current)
+        if result.reason != Reason.EPOCHS:
+            bar.say(result.message)
+    return result
+
+
+def _result(current: FitState) -> Result:
+    state, found_best = current.state, current.best is not None and current.best_value < math.inf
+    params, model_state = current.best if found_best else (params_of(state), state.model_state)
+    return Result(params, state, current.history, Reason(current.reason), model_state)
+
+
+def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:
+    """The training rows as arguments; their values, and the rows of one batch, are checked."""
+    as_rows(data).check_values()
+    data = as_rows(data).as_arguments()
+    sampler = solver.sampler_for(data)
+    if sampler.steps_per_epoch == 0:
+        raise ValueError(f"{sampler} has no step in an epoch of {as_rows(data).size} rows")
+    if contracts.is_custom(sampler):
+        batch, _ = sampler.update(state.sampler)
+        contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
+    return data
+
+
+def _monitor(
+    monitor: str | None, mode: str, stop: Any, restore_best: bool, evaluated: list[str]
+) -> str:
+    """The entry of the history that is watched: the first, if none was named."""
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode is {mode!r}, expected 'min' or 'max'")
+    names = [*evaluated, "loss"]
+    if monitor is None:
+        monitor = next(name for name in names if name in ("validation_loss", "loss"))
+    elif stop is None and not restore_best:
+        raise ValueError(
+            f"monitor={monitor!r} was given without a stop, expected stop= or restore_best=True "
+            "as well"
+        )
+    if not isinstance(monitor, str):
+        kind = type(monitor).__name__
+        raise TypeError(f"monitor is of type {kind}, expected a name: one of {', '.join(names)}")
+    if monitor.startswith("-"):
+        raise ValueError(
+            f"monitor is {monitor!r}, expected a name without a minus; to maximise it, give "
+            f"monitor={monitor[1:]!r}, mode='max'"
+        )
+    if monitor not in names:
+        raise ValueError(f"monitor is {monitor!r}, expected one of {', '.join(names)}")
+    if restore_best and monitor == "loss" and "loss" not in evaluated:
+        raise ValueError(
+            "restore_best=True needs an entry that is evaluated at the parameters of an epoch's "
+            "end, expected validation= or monitor= one of the metrics; the training loss is that "
+            "of the parameters before each step"
+        )
+    return monitor
+
+
+def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
+    """What is evaluated after each epoch."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics is {metrics!r}, expected a dict of functions of (params, row)")
+    named = dict(metrics or {})
+    if validation is None:
+        taken = {"epoch", "step", "loss", "seconds"} & set(named)
+        if taken:
+            raise ValueError(f"metrics names {taken.pop()!r}, which is an entry of every history")
+        return named
+    loss = innermost(solver.gradient).loss
+    if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
+        return {"loss": loss} | named
+    if not named:
+        raise ValueError(
+            "validation was given, but this loss (keyed, or of the whole batch) is no function of "
+            "(params, row) to average; give metrics={'loss': ...}"
+        )
+    return named
+
+
+def _check_scalars(metrics: dict[str, Any], state: State, rows: PyTree) -> None:
+    """Refuse metrics that fail or are not numbers before anything is trained."""
+    evaluated = lambda p, r, c: evaluate(metrics, p, r, model_state=c)  # noqa: E731
+    means = jax.eval_shape(evaluated, state.params, as_rows(rows).shapes, state.model_state)
+    for name, mean in means.items():
+        if not isinstance(mean, jax.ShapeDtypeStruct) or mean.shape != ():
+            raise ValueError(
+                f"metric {name!r} is of shape {jax.tree.map(jnp.shape, mean)}, expected a number"
+            )

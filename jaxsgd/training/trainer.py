@@ -1,0 +1,247 @@
+"""Epoch after epoch: the host loop behind `fit`, and all that it goes on from."""
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxsgd.checkpoints.fingerprint import Outline, outline
+from jaxsgd.checkpoints.orbax import checkpoints, restore, save
+from jaxsgd.core.part import Function
+from jaxsgd.core.records import Batch, Info, State
+from jaxsgd.core.trees import as_arguments
+from jaxsgd.data.base import as_rows
+from jaxsgd.evaluation import means_over
+from jaxsgd.loops.chunks import ChunkResult, advances
+from jaxsgd.rules.averaging import averaged, find_average
+from jaxsgd.solver import Solver
+from jaxsgd.stopping import Check, Reason, check_stop
+
+
+class FitState(NamedTuple):
+    """Where a fit stands. Cut anywhere, it goes on bit for bit the same."""
+
+    state: State
+    step: int  # of the state, on the host
+    memory: PyTree  # of the stop
+    best: PyTree  # the best parameters and their model state, where the stop watches validation
+    best_value: float
+    norms: tuple[float, float]  # of the last step's gradient and update, where a stop looks
+    loss: float  # of the epoch at hand: the sum over its rows so far,
+    rows: int  # their number,
+    seconds: float  # and the time they took
+    reason: int
+    history: dict[str, np.ndarray]
+
+    def is_at_end_of_epoch(self, steps: int) -> bool:
+        """Whether all steps of an epoch are taken, or all that can be, and it has no record yet."""
+        ended = self.reason == Reason.DIVERGED or self.step % steps == 0
+        return ended and self.rows > 0
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a fit does, and with what."""
+
+    solver: Solver
+    data: Any
+    steps: int  # of an epoch
+    metrics: dict[str, Any]
+    prefix: str  # of their names in the history
+    rows: Any  # what they are evaluated on
+    weight: Any  # of these rows
+    stop: Any
+    monitor: str
+    mode: str
+    restore_best: bool
+    log: Any
+    checkpoint: Path | None
+    checkpoint_every: int  # steps between checkpoints
+    key: jax.Array
+
+    def begin(self, state: State) -> FitState:
+        """The fit before the first epoch, or the one that the checkpoint holds."""
+        names = ("epoch", "step", "loss", "seconds", *(f"{self.prefix}{m}" for m in self.metrics))
+        fit = FitState(
+            state=state,
+            step=0,
+            memory=None if self.stop is None else as_arguments(self.stop.init()),
+            best=self.copied(state) if self.restore_best else None,
+            best_value=math.inf,
+            norms=(math.inf, math.inf),
+            loss=0.0,
+            rows=0,
+            seconds=0.0,
+            reason=int(Reason.EPOCHS),
+            history={n: np.zeros(0, int if n in ("epoch", "step") else float) for n in names},
+        )
+        if self.checkpoint is None:
+            return fit
+        of = self.outline  # before the first trace, for some functions change what they closed over
+        self.checkpoint.mkdir(parents=True, exist_ok=True)
+        if not checkpoints(self.checkpoint):
+            return fit
+        fit = restore(self.checkpoint, fit, of=of)
+        if fit.reason == Reason.INTERRUPTED:
+            fit = fit._replace(reason=int(Reason.EPOCHS))
+        return fit
+
+    def fit_states(
+        self, fit: FitState, epochs: int, interrupted: threading.Event
+    ) -> Iterator[FitState]:
+        """The fit after each call of the compiled program, and after each epoch's record."""
+        kept = at = fit.step
+        if fit.is_at_end_of_epoch(self.steps):
+            fit, kept = self.end_epoch(fit), -1
+            yield fit
+        ahead = fit.reason == Reason.EPOCHS
+        cuts = (
+            _cuts(at, epochs * self.steps, self.steps, self.checkpoint_every) if ahead else iter(())
+        )
+        record = Function(_told if self.stop is None else _told_norms)
+        pieces = advances(
+            self.solver,
+            fit.state,
+            self.data,
+            cuts,
+            record,
+            most=min(self.steps, self.checkpoint_every),
+            total=epochs * self.steps - at,
+            guard=True,
+        )
+        start = time.perf_counter()
+        with closing(pieces):
+            for chunk in pieces:
+                fit = self.add(fit, chunk, start)
+                yield fit
+                if fit.is_at_end_of_epoch(self.steps):
+                    fit = self.end_epoch(fit)
+                    if interrupted.is_set() and fit.reason == Reason.EPOCHS:
+                        fit = fit._replace(reason=int(Reason.INTERRUPTED))
+                    yield fit
+                at = fit.step
+                if at % self.checkpoint_every == 0 or fit.reason != Reason.EPOCHS:
+                    self.keep(fit)
+                    kept = at
+                if fit.reason != Reason.EPOCHS:
+                    return
+                start = time.perf_counter()
+        if kept != at:
+            self.keep(fit)
+
+    def add(self, fit: FitState, chunk: ChunkResult, start: float) -> FitState:
+        """The epoch's sums with those of some more steps, the same however they are cut."""
+        losses, rows, *norms = (x[: chunk.steps] for x in chunk.trace)
+        with np.errstate(all="ignore"):
+            sums = np.cumsum(np.append(fit.loss, losses.astype(float) * rows))  # one by one
+        return fit._replace(
+            state=chunk.state,
+            step=fit.step + chunk.steps if chunk.finite else int(chunk.state.step),
+            norms=(float(norms[0][-1]), float(norms[1][-1])) if norms else fit.norms,
+            loss=float(sums[-1]),
+            rows=fit.rows + int(rows.sum()),
+            seconds=fit.seconds + time.perf_counter() - start,
+            reason=fit.reason if chunk.finite else int(Reason.DIVERGED),
+        )
+
+    def end_epoch(self, fit: FitState) -> FitState:
+        """The epoch's record, and what the stop makes of it."""
+        state = fit.state
+        record: dict[str, Any] = {
+            "epoch": len(fit.history["epoch"]) + 1,
+            "step": fit.step,
+            "loss": fit.loss / fit.rows,
+            "seconds": fit.seconds,
+        }
+        if self.metrics:
+            params, model_state = params_of(state), state.model_state
+            means = means_over(self.metrics, params, self.rows, self.weight, model_state)
+            means = jax.device_get(means)
+            record |= {f"{self.prefix}{name}": float(mean) for name, mean in means.items()}
+        if self.log is not None:
+            self.log({name: float(value) for name, value in record.items()})
+        history = {name: np.append(old, record[name]) for name, old in fit.history.items()}
+        fit = fit._replace(history=history, loss=0.0, rows=0, seconds=0.0)
+        if fit.reason == Reason.DIVERGED:
+            return fit
+        value = record[self.monitor] if self.mode == "min" else -record[self.monitor]
+        if fit.best is not None and value < fit.best_value:
+            fit = fit._replace(best=self.copied(state), best_value=value)
+        if self.stop is None:
+            return fit
+        check = Check(*map(np.asarray, (record["step"], value, *fit.norms)))
+        code, memory = _update_stop(self.stop, *as_arguments((check, fit.memory)))
+        return fit._replace(memory=memory, reason=int(code) or fit.reason)
+
+    def keep(self, fit: FitState) -> None:
+        """A checkpoint; where it cannot be written that is told, and the training goes on."""
+        if self.checkpoint is None:
+            return
+        try:
+            save(self.checkpoint, fit, of=self.outline)
+        except Exception as error:  # a full disk, whatever the libraries make of it
+            where = f"the checkpoint of step {fit.step} in {self.checkpoint}"
+            warnings.warn(f"{where} was not written: {error}", stacklevel=2)
+
+    def position(self, fit: FitState) -> str:
+        """Where the state of a fit that failed is."""
+        where = f"fit failed after step {fit.step}: see this error's attribute `result`"
+        return (
+            where if self.checkpoint is None else f"{where}, and the checkpoint {self.checkpoint}"
+        )
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""
+        told = Outline()
+        told |= outline(self.solver, "solver") | outline(_shapes(self.data), "data")
+        told |= outline(self.key, "key") | outline(_shapes(self.rows), "validation")
+        told |= outline(self.weight, "validation_sample_weight") | outline(self.stop, "stop")
+        told |= outline(self.metrics, "metrics") | outline(self.monitor, "monitor")
+        return told
+
+    def copied(self, state: State) -> PyTree:
+        """The parameters to use and the model state, in buffers that no later step is given."""
+        return jax.tree.map(jnp.copy, (params_of(state), state.model_state))
+
+
+def params_of(state: State) -> PyTree:
+    """The parameters to use: the averages where the rule keeps them."""
+    return state.params if find_average(state.rule) is None else averaged(state)
+
+
+def _shapes(data: PyTree) -> PyTree:
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+    return jax.tree.map(struct, as_rows(data).shapes)
+
+
+def _cuts(at: int, total: int, steps: int, every: int) -> Iterator[int]:
+    """Steps up to the next end of an epoch or checkpoint."""
+    while at < total:
+        end = min((at // steps + 1) * steps, (at // every + 1) * every)
+        yield end - at
+        at = end
+
+
+def _told(state: State, info: Info, batch: Batch) -> Any:
+    return info.loss, jnp.sum(batch.weight > 0)
+
+
+def _told_norms(state: State, info: Info, batch: Batch) -> Any:
+    return (*_told(state, info, batch), info.grad_norm, info.update_norm)
+
+
+@jax.jit
+def _update_stop(stop: Any, check: Check, memory: PyTree) -> tuple[jax.Array, PyTree]:
+    return check_stop(stop, check, memory)

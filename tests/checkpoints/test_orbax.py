@@ -1,0 +1,422 @@
+"""Checkpoints: killed at any moment, a run goes on as if it had never been."""
+
+import functools
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxsgd
+from jaxsgd.checkpoints import orbax
+from jaxsgd.checkpoints.fingerprint import PYTHON, difference, outline
+from tests import table
+from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
+from tests.table import key_data
+
+EPOCHS = 30
+
+
+def kept(folder):
+    """All arrays of the newest checkpoint, but for the seconds: they differ from run to run."""
+    arrays, _ = orbax._read(orbax._orbax(), orbax.checkpoints(folder)[-1])
+    return {name: array for name, array in arrays.items() if "seconds" not in name}
+
+
+def same(one, other):
+    chex.assert_trees_all_equal(key_data(one.state), key_data(other.state))
+    chex.assert_trees_all_equal((one.params, one.last), (other.params, other.last))
+    assert one.reason == other.reason
+    for name in set(one.history) - {"seconds"}:
+        np.testing.assert_array_equal(one.history[name], other.history[name])
+
+
+def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
+    random.seed(0)
+    folder, cache = tmp_path / "killed", str(tmp_path / "cache")
+    start = partial(PROCESSES.Process, target=in_a_process)
+    begun = PROCESSES.Event()
+    warm = start(args=(tmp_path / "warm", cache, 1, begun))
+    warm.start()
+    warm.join(300)  # compiles, so that the others need not and leave its cache alone
+    assert warm.exitcode == 0  # None where it hangs: a fork of a process that had used a device
+    kills = torn = 0
+    for i in range(20):
+        begun = PROCESSES.Event()
+        process = start(args=(folder, cache, EPOCHS, begun))
+        process.start()
+        if i % 5:  # from the first epoch on, else from the start of the process
+            assert begun.wait(300)
+        time.sleep(random.uniform(0, 0.2))
+        kills += process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        torn += any("tmp" in path.name for path in folder.glob("*"))
+    assert kills == 20
+    assert torn >= 3  # writes were among the moments
+    process = start(args=(folder, cache, EPOCHS, begun))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    whole = fit(tmp_path / "whole", EPOCHS, checkpoint_every=1000)
+    chex.assert_trees_all_equal(kept(folder), kept(tmp_path / "whole"))  # patience and all
+    same(fit(folder, EPOCHS), whole)  # one that has ended is handed out at once
+    assert len(whole.history["epoch"]) == EPOCHS
+    assert len(orbax.checkpoints(folder)) == 3
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(epoch):
+    def log(record):
+        if record["epoch"] == epoch:
+            raise Crash
+
+    return log
+
+
+@pytest.mark.parametrize("every", [1, 3, 5, 7, 10])  # twice an epoch, at its end, across epochs
+def test_a_failed_fit_goes_on_from_where_it_failed(tmp_path, every):
+    whole = fit(None)
+    with pytest.raises(Crash) as caught:
+        fit(tmp_path, checkpoint_every=every, log=crash_at(2))
+    assert len(caught.value.result.history["epoch"]) == 1
+    assert int(caught.value.result.state.step) == 10
+    assert "fit stood at step 10" in caught.value.__notes__[0]
+    with pytest.raises(Crash):
+        fit(tmp_path, checkpoint_every=every, log=crash_at(4))
+    same(fit(tmp_path, checkpoint_every=every), whole)
+
+
+def test_a_failure_before_the_first_step_of_a_resumed_fit_has_its_result_too(tmp_path):
+    for _ in range(2):
+        with pytest.raises(Crash) as caught:
+            fit(tmp_path, log=crash_at(2))
+        assert len(caught.value.result.history["epoch"]) == 1
+        assert caught.value.result.reason == jaxsgd.Reason.FAILED
+        assert "after 10 steps: an error was raised" in caught.value.result.message
+
+
+def test_an_interrupted_or_diverged_fit_called_again(tmp_path):
+    def interrupt(record):
+        if record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert fit(tmp_path / "a", log=interrupt).reason == jaxsgd.Reason.INTERRUPTED
+    same(fit(tmp_path / "a"), fit(None))
+    diverged = fit(tmp_path / "b", rate=1e6, epochs=50)
+    assert diverged.reason == jaxsgd.Reason.DIVERGED
+    same(fit(tmp_path / "b", rate=1e6, epochs=50), diverged)
+
+
+def test_what_a_stop_of_norms_saw_is_kept_across_a_failure(tmp_path):
+    stop = jaxsgd.SmallGradient(10.0)  # the first epoch ends below it
+    with pytest.raises(Crash):
+        fit(tmp_path, stop=stop, log=crash_at(1))
+    again = fit(tmp_path, stop=stop)
+    assert again.reason == jaxsgd.Reason.SMALL_GRADIENT
+    same(again, fit(None, stop=stop))
+
+
+def test_a_folder_is_one_place_whatever_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    fit("run", epochs=3, log=lambda record: os.chdir(tmp_path / "elsewhere"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(ValueError, match="is a URL"):
+        fit("gs://bucket/run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is a file|Not a directory"):
+        fit(tmp_path / "file" / "run")  # before anything is trained
+
+
+def test_epochs_are_the_total_and_what_has_ended_stays_so(tmp_path):
+    first = fit(tmp_path, epochs=2)
+    assert first.history["epoch"].tolist() == [1, 2]
+    same(fit(tmp_path, epochs=6), fit(None))
+    stop = jaxsgd.EarlyStopping(2, min_delta=10.0)
+    shutil.rmtree(tmp_path)
+    ended = fit(tmp_path, epochs=50, stop=stop)
+    assert ended.reason == jaxsgd.Reason.NO_IMPROVEMENT
+    logged = []
+    same(fit(tmp_path, epochs=50, stop=stop, log=logged.append), ended)
+    assert not logged
+
+
+def other_loss(params, row):
+    return table.loss(params, row) * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"loss": other_loss}, r"solver.gradient.loss.fn is Function\(fn=tests.table.loss code.*give another run another folder"),
+        ({"loss": lambda p, r: table.loss(p, r)}, r"but Function\(fn=tests.test_checkpoints.<lambda>"),
+        ({"rule": "adam schedule"}, r"solver.rule is Momentum\(\), but Adam\(\)"),
+        ({"rate": 0.1}, r"rule.learning_rate.initial is float32\[\] 0.05, but float32\[\] 0.1 was given"),
+        ({"batch_size": 4}, r"solver.sampler is Shuffled\(batch_size=8.*but Shuffled\(batch_size=4"),
+        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty is None, but L2"),
+        ({"key": jax.random.key(1)}, r"its key is key<fry>\[\] "),
+        ({"stop": jaxsgd.EarlyStopping(6)}, "stop.patience"),
+        ({"metrics": {"error": table.residual}}, "metrics.error is not there"),
+        ({"sample_weight": np.arange(40.0)}, r"solver.sample_weight is None, but float32\[40\]"),
+        ({"validation": table.problem(n=20)[1]}, r"validation.0 is float32\[40, 3\], but float32\[20, 3\]"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, change, told):
+    folder = tmp_path_factory.getbasetemp() / "one run"
+    if not folder.exists():
+        fit(folder, epochs=1, checkpoint_every=5)
+    with pytest.raises(ValueError, match=r"jaxsgd_000001 holds another run: .*" + told):
+        fit(folder, epochs=1, **change)
+
+
+def scaled(fn, scale):
+    """A wrapper that looks like what it wraps."""
+
+    @functools.wraps(fn)
+    def wrapper(*args):
+        return scale * fn(*args)
+
+    return wrapper
+
+
+class Callable:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, params, row):
+        return self.scale * table.loss(params, row)
+
+
+def recursive(scale):
+    def loss(params, row, again=True):
+        return loss(params, row, False) if again else scale * table.loss(params, row)
+
+    return loss
+
+
+def entangled(scale):
+    """Functions that all close over each other: many paths, none with an end."""
+    functions = []
+    for i in range(40):
+        functions.append(lambda params, row, i=i: scale * functions[i - 1](params, row))
+    return functions[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scale: lambda params, row: scale * table.loss(params, row),
+        lambda scale: scaled(table.loss, scale),
+        lambda scale: jax.jit(scaled(table.loss, scale)),
+        lambda scale: jax.grad(scaled(table.loss, scale)),
+        lambda scale: Callable(scale),
+        lambda scale: Callable(scale).__call__,
+        lambda scale: recursive(np.full(3, scale)),
+        entangled,
+        lambda scale: optax.chain(optax.clip(1.0), optax.adam(scale)),
+        lambda scale: optax.chain(optax.clip(scale), optax.adamw(1.0, weight_decay=0.1)),
+        lambda scale: optax.adam(optax.cosine_decay_schedule(0.1, int(100 * scale))),
+        lambda scale: "x" * 300 + str(scale),
+        lambda scale: nnx.split(nnx.Linear(int(2 * scale), 3, rngs=nnx.Rngs(0)))[0],
+    ],
+)
+def test_what_a_function_holds_tells_it_apart(make):
+    told = [outline({"of": make(scale)}) for scale in (1.0, 1.0, 2.0)]
+    assert difference(told[0], told[1], PYTHON) is None
+    assert difference(told[0], told[2], PYTHON) is not None
+
+
+def test_what_is_no_other_run_is_none():
+    def loss(params, row):
+        """Documented."""
+        return table.loss(params, row)
+
+    documented = outline(loss)
+
+    def loss(params, row):
+        """Documented better."""
+        return table.loss(params, row)
+
+    assert difference(documented, outline(loss), PYTHON) is None
+    assert difference(outline(loss), outline(jax.jit(loss)), PYTHON) is None
+    schedule = optax.cosine_decay_schedule(0.1, 100)
+    before = outline(schedule)
+    schedule(3)  # it makes a float of its number of steps
+    assert difference(before, outline(schedule), PYTHON) is None
+    other = {name: text.replace("code ", "code 0") for name, text in before.items()}
+    assert difference(before, other, PYTHON) is not None
+    told = {"of": "f code 0123456789abcdef"}, {"of": "f code fedcba9876543210"}
+    assert difference(*told, PYTHON) is not None
+    assert difference(*told, "3.99") is None  # its bytecode says nothing here
+
+
+def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
+    states = {name: table.start(*table.all_solvers()[name])[0] for name in table.NAMES}
+    tree = {
+        "states": states,
+        "key": jax.random.key(7, impl="rbg"),
+        "bfloat16": jnp.ones(3, jnp.bfloat16),
+        "empty": jnp.zeros((0, 2)),
+        "history": np.arange(3.0),
+        "best": 0.25,
+        "none": None,
+    }
+    jaxsgd.save(tmp_path / "tree", tree)
+    like = jax.tree.map(lambda x: x, tree) | {"history": np.zeros(0), "best": 1.0}
+    again = jaxsgd.restore(tmp_path / "tree", like)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    chex.assert_trees_all_equal(key_data(again["states"]), key_data(states))
+    assert jnp.array_equal(again["key"], tree["key"])
+    assert again["bfloat16"].dtype == jnp.bfloat16
+    assert isinstance(again["history"], np.ndarray)
+    assert again["history"].tolist() == [0, 1, 2]
+    assert again["best"] == 0.25
+    solver = table.all_solvers()["keyed"][0]
+    jaxsgd.run(solver, again["states"]["keyed"], table.problem()[1], 4)
+    for change, told in [
+        ({"bfloat16": jnp.ones(3)}, r"state.bfloat16 is bfloat16\[3\], but float32\[3\]"),
+        ({"bfloat16": jnp.ones(4, jnp.bfloat16)}, r"is bfloat16\[3\], but bfloat16\[4\]"),
+        ({"history": np.zeros((0, 2))}, r"NumPy float64\[\], but NumPy float64\[2\]"),
+        ({"more": 1.0}, "state.more is not there, but float was given"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            jaxsgd.restore(tmp_path / "tree", like | change)
+    structs = jax.eval_shape(lambda: like["states"]["keyed"])
+    jaxsgd.save(tmp_path / "one", states["keyed"])
+    from_structs = jaxsgd.restore(tmp_path / "one", structs)
+    chex.assert_trees_all_equal(key_data(from_structs), key_data(states["keyed"]))
+    jaxsgd.save(tmp_path / "two", jnp.zeros(0))
+    assert jaxsgd.restore(tmp_path / "two", jnp.zeros(0)).shape == (0,)
+    with pytest.raises(ValueError, match="saved without of="):
+        jaxsgd.restore(tmp_path / "tree", like, of=solver)
+    with pytest.raises(TypeError, match="is 'text' of type str"):
+        jaxsgd.save(tmp_path / "no", {"name": "text"})
+    with pytest.raises(TypeError, match="0.name is an array of <U1, expected numbers"):
+        jaxsgd.save(tmp_path / "no", {"name": np.array(["a"])})
+
+
+def values(folder):
+    return float(jaxsgd.restore(folder, small(0.0))["params"][0])
+
+
+def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        jaxsgd.restore(tmp_path, small(0.0))
+    for value in range(4):
+        jaxsgd.save(tmp_path, small(float(value)), keep=4)
+    jaxsgd.save(tmp_path, small(4.0), keep=4)
+    names = [path.name for path in orbax.checkpoints(tmp_path)]
+    assert names == [f"jaxsgd_{i:06d}" for i in range(2, 6)]
+    folders = orbax.checkpoints(tmp_path)
+
+    def leaves_out(folder):
+        with pytest.warns(UserWarning, match=f"{folder.name} is not whole and was left out"):
+            return values(tmp_path)
+
+    biggest = lambda folder: max(folder.glob("arrays/**/d/*"), key=lambda p: p.stat().st_size)  # noqa: E731
+    assert values(tmp_path) == 4
+    damaged = biggest(folders[-1])
+    content = bytearray(damaged.read_bytes())
+    damaged.write_bytes(content[: len(content) // 2])
+    assert leaves_out(folders[-1]) == 3
+    shutil.rmtree(folders[-1])
+    shutil.rmtree(folders[-2] / "arrays")
+    assert leaves_out(folders[-2]) == 2
+    shutil.rmtree(folders[-2])
+    (folders[-3] / "about" / "metadata").write_text("{")
+    assert leaves_out(folders[-3]) == 1
+    shutil.rmtree(folders[-3])
+    damaged = biggest(folders[-4])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with (
+        pytest.warns(UserWarning, match="is not whole"),
+        pytest.raises(ValueError, match="holds 1 checkpoints, none of them whole"),
+    ):
+        values(tmp_path)
+
+
+def test_a_checksum_finds_what_the_format_does_not(tmp_path, monkeypatch):
+    jaxsgd.save(tmp_path, small(1.0))
+    monkeypatch.setattr(orbax, "checksum", lambda array: 0)
+    with (
+        pytest.warns(UserWarning, match="the checksum of 0.params is wrong"),
+        pytest.raises(ValueError, match="none of them whole"),
+    ):
+        values(tmp_path)
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    jaxsgd.save(tmp_path, small(0.0))
+    (tmp_path / ".DS_Store").write_text("")
+    assert values(tmp_path) == 0
+    (tmp_path / "checkpoint_100").mkdir()  # Flax's
+    for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: values(tmp_path)):
+        with pytest.raises(FileExistsError, match="holds 'checkpoint_100', which is no checkpoint"):
+            act()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        jaxsgd.save(tmp_path / "file", small(0.0))
+    assert (tmp_path / "checkpoint_100").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks
+def test_on_a_full_disk_the_last_checkpoint_stays_and_fit_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    big = lambda: {"params": jnp.asarray(rng.normal(size=40_000), jnp.float32)}  # noqa: E731
+    first = big()
+    jaxsgd.save(tmp_path / "own", first)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        with pytest.raises(Exception, match="File too large|EFBIG"):
+            jaxsgd.save(tmp_path / "own", big())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+        with pytest.warns(UserWarning, match="the checkpoint of step .* in .* was not written"):
+            result = fit(tmp_path / "fit", epochs=2, checkpoint_every=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    chex.assert_trees_all_equal(jaxsgd.restore(tmp_path / "own", first), first)
+    same(result, fit(None, epochs=2))
+
+
+def test_a_state_of_one_device_goes_on_on_two_and_back(tmp_path):
+    jaxsgd.save(tmp_path, small(1.0))
+    ended = PROCESSES.Event()
+    process = PROCESSES.Process(target=on_two_devices, args=(tmp_path, ended))
+    process.start()
+    process.join()
+    assert ended.is_set()
+    assert values(tmp_path) == 2
+
+
+def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: fit(tmp_path)):
+        with pytest.raises(ImportError, match=r"pip install 'jaxsgd\[checkpoints\]'"):
+            act()
+    with pytest.raises(ValueError, match="every without checkpoint"):
+        jaxsgd.fit(
+            table.loss,
+            *table.problem(),
+            key=jax.random.key(0),
+            epochs=1,
+            learning_rate=0.1,
+            checkpoint_every=3,
+        )
