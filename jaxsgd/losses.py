@@ -223,6 +223,9 @@ def as_loss(loss: Any, name: str = "loss") -> Loss:
 
     Raises:
       TypeError: it is not a function.
+
+    >>> jaxsgd.as_loss(lambda theta, y: (theta - y) ** 2).keyed
+    False
     """
     if isinstance(loss, Loss):
         return loss

@@ -225,7 +225,9 @@ class Solver:
         if reduction is None:
             estimate, after = self.gradient.update(params, data, batch, state)
             return estimate, after, lambda p: self.gradient.value(p, data, batch, state)
-        gradient = as_linear_gradient(self.gradient, "the gradient")
+        gradient = as_linear_gradient(
+            self.gradient, "the gradient", f" on {type(as_rows(data)).__name__}"
+        )
         estimate, after = update_in_parts(gradient, reduction, params, state)
         return estimate, after, lambda p: value_in_parts(gradient, reduction, p, state)
 

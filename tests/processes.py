@@ -13,7 +13,15 @@ PROCESSES = multiprocessing.get_context("forkserver")  # one that has imported a
 PROCESSES.set_forkserver_preload(["jaxsgd", "orbax.checkpoint", "tests.table"])
 
 
-def fit(folder, epochs=6, checkpoint_every=2, loss=table.loss, rule="momentum schedule", rate=0.05, **options):
+def fit(
+    folder,
+    epochs=6,
+    checkpoint_every=2,
+    loss=table.loss,
+    rule="momentum schedule",
+    rate=0.05,
+    **options,
+):
     params, data = table.problem(n=40)  # five steps an epoch
     options = {"batch_size": 8, "key": jax.random.key(0), "validation": data} | options
     options = {"stop": jaxsgd.EarlyStopping(5)} | options

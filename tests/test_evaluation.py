@@ -25,7 +25,10 @@ def test_evaluate_is_the_exact_mean_over_all_rows(batch_size):
     assert float(means["big"]) == pytest.approx(float((abs(residual) > 1).mean()), rel=1e-6)
     np.testing.assert_allclose(means["vector"], data[0].mean(0), rtol=1e-5, atol=1e-6)
     single = jaxsgd.evaluate(
-        lambda params, row, model_state: row[1] * model_state, params, data, model_state=jnp.float32(2)
+        lambda params, row, model_state: row[1] * model_state,
+        params,
+        data,
+        model_state=jnp.float32(2),
     )
     np.testing.assert_allclose(single, 2 * data[1].mean(), rtol=1e-5)
 

@@ -233,7 +233,10 @@ def test_the_options_lengthen_arguments_and_result_in_one_order(form):
 
 def test_a_carry_keeps_its_dtype():
     loss = jaxsgd.BatchLoss(
-        lambda p, rows, weight, model_state: (p["bias"], (model_state[0] + 1.0, model_state[1] + 1)),
+        lambda p, rows, weight, model_state: (
+            p["bias"],
+            (model_state[0] + 1.0, model_state[1] + 1),
+        ),
         has_model_state=True,
     )
     _, state = update(
@@ -246,18 +249,20 @@ def test_a_carry_keeps_its_dtype():
 
 
 def test_a_missing_and_an_unwanted_carry_are_refused():
-    stateful = jaxsgd.Solver(
+    with_state = jaxsgd.Solver(
         jaxsgd.RowsLoss(rows_mean, has_model_state=True), jaxsgd.FullBatch(), jaxsgd.SGD(0.1)
     )
-    with pytest.raises(ValueError, match=r"stateful, expected model_state=, the model state"):
-        stateful.init(PARAMS, DATA, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"the loss has a model state, expected model_state="):
+        with_state.init(PARAMS, DATA, key=jax.random.key(0))
     plain = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))
-    with pytest.raises(ValueError, match=r"model_state was given, but the loss is not stateful"):
+    with pytest.raises(ValueError, match=r"model_state was given, but the loss has none"):
         plain.init(PARAMS, DATA, key=jax.random.key(0), model_state=1.0)
 
 
 def test_an_integer_carry_of_rows_is_refused():
-    loss = jaxsgd.RowLoss(lambda p, row, model_state: (p["bias"], model_state + 1), has_model_state=True)
+    loss = jaxsgd.RowLoss(
+        lambda p, row, model_state: (p["bias"], model_state + 1), has_model_state=True
+    )
     with pytest.raises(
         TypeError, match=r"averaged over the rows, but holds int32.*RowsLoss or BatchLoss"
     ):
@@ -349,19 +354,23 @@ def test_results_that_do_not_fit_the_options_are_refused(form, arguments):
         ((1.0, 2.0), {}, r"returned a tuple, expected a number; for aux give has_aux=True"),
         ({"loss": 1.0}, {}, r"returned a dict, expected a number"),
         (1.0, {"has_aux": True}, r"returned float, expected the tuple \(loss, aux\)"),
-        (1.0, {"stateful": True}, r"returned float, expected the tuple \(loss, model_state\)"),
+        (
+            1.0,
+            {"has_model_state": True},
+            r"returned float, expected the tuple \(loss, model_state\)",
+        ),
         ((1.0, 2.0, 3.0), {"has_aux": True}, r"expected the tuple \(loss, aux\)"),
         (
             (1.0, 2.0),
-            {"has_aux": True, "stateful": True},
+            {"has_aux": True, "has_model_state": True},
             r"expected the tuple \(loss, aux, model_state\)",
         ),
     ]
     for result, options, told in cases:
-        stateful = options.get("stateful", False)
-        loss = form(returning(result)[arguments + stateful], **options)
+        with_state = options.get("has_model_state", False)
+        loss = form(returning(result)[arguments + with_state], **options)
         with pytest.raises(TypeError, match=told):
-            update(jaxsgd.MinibatchGradient(loss), BATCH, 0.0 if stateful else None)
+            update(jaxsgd.MinibatchGradient(loss), BATCH, 0.0 if with_state else None)
 
 
 # the losses are Optax's

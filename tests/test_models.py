@@ -108,19 +108,20 @@ def test_normal_has_a_standard_deviation_of_a_hundredth():
             assert_normal(weight, 0.01)
 
 
-def test_xavier_has_the_variance_of_one_over_the_inputs():
+def test_lecun_has_the_variance_of_one_over_the_inputs():
     first, second = weights(jaxsgd.models.MLP((50, 200, 30)))
     assert_normal(first, 1 / np.sqrt(50))
     assert_normal(second, 1 / np.sqrt(200))
-    assert_normal(weights(jaxsgd.models.Linear(50, 400, initialise="xavier"))[0], 1 / np.sqrt(50))
-    alone = init(jaxsgd.models.Linear(5000, initialise="xavier"))["weight"]
+    assert_normal(weights(jaxsgd.models.Linear(50, 400, initialise="lecun"))[0], 1 / np.sqrt(50))
+    alone = init(jaxsgd.models.Linear(5000, initialise="lecun"))["weight"]
     assert_normal(np.asarray(alone), 1 / np.sqrt(5000))
 
 
-def test_glorot_and_he_are_named_apart():
-    first, second = weights(jaxsgd.models.MLP((50, 200, 30), initialise="glorot"))
-    assert_normal(first, np.sqrt(2 / 250))
-    assert_normal(second, np.sqrt(2 / 230))
+def test_xavier_glorot_and_he_have_their_papers_variances():
+    for name in ("xavier", "glorot"):
+        first, second = weights(jaxsgd.models.MLP((50, 200, 30), initialise=name))
+        assert_normal(first, np.sqrt(2 / 250))
+        assert_normal(second, np.sqrt(2 / 230))
     first, second = weights(jaxsgd.models.MLP((50, 200, 30), initialise="he"))
     assert_normal(first, np.sqrt(2 / 50))
     assert_normal(second, np.sqrt(2 / 200))
@@ -144,7 +145,7 @@ def test_keys_and_layers_start_apart():
         (lambda: jaxsgd.models.Linear(True), TypeError, r"Linear's features is True"),
         (lambda: jaxsgd.models.Linear(3, 0), ValueError, r"Linear's outputs is 0, expected 1 to"),
         (lambda: jaxsgd.models.Linear(3, "2"), TypeError, r"Linear's outputs is '2' of type str"),
-        (lambda: jaxsgd.models.Linear(3, initialise="ones"), ValueError, r"initialise is 'ones', expected one of zeros, normal, xavier"),
+        (lambda: jaxsgd.models.Linear(3, initialise="ones"), ValueError, r"initialise is 'ones', expected one of zeros, normal, lecun, xavier"),
         (lambda: jaxsgd.models.MLP((3,)), ValueError, r"MLP's sizes are \(3,\), expected features and outputs"),
         (lambda: jaxsgd.models.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
         (lambda: jaxsgd.models.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),

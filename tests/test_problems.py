@@ -88,7 +88,9 @@ def test_a_frozen_array_dropout_and_batch_normalisation_train():
         mean = weight @ hidden
         variance = weight @ (hidden - mean) ** 2
         output = jax.nn.relu((hidden - mean) / jnp.sqrt(variance + 1e-3)) @ w
-        running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, model_state, (mean, variance))
+        running = jax.tree.map(
+            lambda old, new: 0.9 * old + 0.1 * new, model_state, (mean, variance)
+        )
         return weight @ (output - rows[1]) ** 2, running
 
     start = jnp.zeros(16)

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import jaxsgd
-from jaxsgd.core.trees import as_arguments
 from jaxsgd import (
     CompoundDecay,
     CosineDecay,
@@ -18,6 +17,7 @@ from jaxsgd import (
     WarmRestarts,
     Warmup,
 )
+from jaxsgd.core.trees import as_arguments
 from tests import table
 
 T = 400
@@ -161,6 +161,6 @@ def test_refusals():
     with pytest.raises(TypeError, match="Warmup's schedule is 'cosine'"):
         Warmup("cosine", 3)
     with pytest.raises(
-        ValueError, match=r"StepDecay's every has shape \(2,\), expected one number"
+        ValueError, match=r"StepDecay's period has shape \(2,\), expected one number"
     ):
         StepDecay(0.1, 0.5, jnp.array([2, 3]))(4)

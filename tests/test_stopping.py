@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd.core.trees import as_arguments
 from jaxsgd import (
     AnyOf,
     Check,
@@ -18,6 +17,7 @@ from jaxsgd import (
     SmallGradient,
     SmallStep,
 )
+from jaxsgd.core.trees import as_arguments
 from tests import table
 from tests.test_laws import no_compilation
 
@@ -82,7 +82,7 @@ def test_small_gradients_and_steps():
 
 
 @jaxsgd.part
-class At:
+class At(jaxsgd.Stop):
     """A stop of one's own: at a check."""
 
     check: int
@@ -264,7 +264,7 @@ def fit(stop, **options):
 def test_fit_stops_by_the_same_rules_and_keeps_the_best_parameters_of_validation():
     x, y = table.problem(n=40)[1]
     held_out = x[20:], y[20:] / 2  # another truth: passed on the way, then left
-    result = fit(EarlyStopping(3), validation=held_out)
+    result = fit(EarlyStopping(3), validation=held_out, restore_best=True)
     losses = result.history["validation_loss"]
     assert result.reason == Reason.NO_IMPROVEMENT
     assert len(losses) == np.argmin(losses) + 4 < 40
@@ -274,33 +274,42 @@ def test_fit_stops_by_the_same_rules_and_keeps_the_best_parameters_of_validation
     np.testing.assert_allclose(
         jaxsgd.evaluate(table.loss, result.state.params, held_out), losses[-1], rtol=1e-5
     )
-    chex.assert_trees_all_equal(result.state.params, result.state.params)
     assert "did not improve" in result.message
     with no_compilation():
-        later = fit(EarlyStopping(5, 1e-6), validation=held_out)
+        later = fit(EarlyStopping(5, 1e-6), validation=held_out, restore_best=True)
     assert len(later.history["epoch"]) == len(losses) + 2
     whole = fit(None, validation=held_out)
     assert whole.reason == Reason.EPOCHS
-    chex.assert_trees_all_equal(whole.params, whole.last)
+    chex.assert_trees_all_equal(whole.params, whole.state.params)
+    without = fit(EarlyStopping(3), validation=held_out)  # what is returned is said, not implied
+    chex.assert_trees_all_equal(without.state.params, result.state.params)
+    chex.assert_trees_all_equal(without.params, without.state.params)
+    best = fit(None, validation=held_out, restore_best=True)
+    chex.assert_trees_all_equal(best.params, result.params)
 
 
-def test_fit_watches_a_score_by_its_negative_and_keeps_the_best_of_validation_alone():
+def test_fit_maximises_a_score():
     score = {"score": lambda params, row: -jnp.abs(table.residual(params, row))}
     result = fit(
-        EarlyStopping(3), validation=DATA, metrics=score, monitor="validation_score", mode="max"
+        EarlyStopping(3),
+        validation=DATA,
+        metrics=score,
+        monitor="validation_score",
+        mode="max",
+        restore_best=True,
     )
     assert result.reason != Reason.NO_IMPROVEMENT or len(result.history["epoch"]) > 10
     best = max(result.history["validation_score"])
     held = jaxsgd.evaluate(score["score"], result.params, DATA)
     np.testing.assert_allclose(held, best, rtol=1e-5)
     by_train = fit(Converged(1e-3), validation=DATA, monitor="loss")
-    chex.assert_trees_all_equal(by_train.params, by_train.last)
+    chex.assert_trees_all_equal(by_train.params, by_train.state.params)
     yes = fit(AnyOf(Yes()))
     assert yes.reason == Reason.STOPPED
 
 
 @jaxsgd.part
-class Yes:
+class Yes(jaxsgd.Stop):
     """A stop that answers with a bool."""
 
     def init(self):
@@ -338,15 +347,15 @@ def test_fit_gives_the_average_of_a_rule_that_keeps_one():
 
 def test_refusals():
     with pytest.raises(
-        ValueError, match="max_steps is 12, expected a multiple of every, which is 5"
+        ValueError, match="max_steps is 12, expected a multiple of check_every, which is 5"
     ):
         until(At(1), max_steps=12)
-    with pytest.raises(TypeError, match="stop is <class .*expected one such as"):
+    with pytest.raises(TypeError, match="got the class Converged; did you forget to call it"):
         until(Converged)
     with pytest.raises(TypeError, match=r"or AnyOf\(a, b\) of two"):
         until([Converged(), EarlyStopping(2)])
-    with pytest.raises(TypeError, match="whose class is no pytree: decorate it with jaxsgd.part"):
-        until(type("Mine", (), {"init": None, "update": None})())
+    with pytest.raises(TypeError, match="Mine is not a pytree; did you forget @jaxsgd.part"):
+        until(type("Mine", (jaxsgd.Stop,), {"init": None, "update": None})())
     with pytest.raises(TypeError, match=r"returned an array of shape \(3,\), expected a scalar"):
         until(At(1), monitor=lambda state: state.params["weight"])
     with pytest.raises(ValueError, match="Converged's atol is -1"):

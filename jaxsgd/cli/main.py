@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from jaxsgd import plots, problems
-from jaxsgd.cli import options, sweep
+from jaxsgd.cli import options
+from jaxsgd.cli.sweep import search, values
 from jaxsgd.cli.tables import Table, numbers, read
 from jaxsgd.cli.task import (
     CLASSIFIERS,
@@ -210,7 +211,7 @@ def _sweep(args: argparse.Namespace) -> int:
     out = Path(args.out or f"jaxsgd-{name}-sweep")
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    found = sweep.search(task, rows, swept, recipe=recipe, sampler=sampler, steps=steps,
+    found = search(task, rows, swept, recipe=recipe, sampler=sampler, steps=steps,
                             seed=args.seed, seeds=args.seeds)  # fmt: skip
     seconds = time.perf_counter() - began
     files = [out / "sweep.csv", out / "sweep.png"]
@@ -283,7 +284,7 @@ def _add_training(
     add("--target", metavar="COLUMN", help="the column to predict")
     add("--loss", choices=LOSSES, help="default: softmax for text targets, else squared_error")
     add("--model", default="linear", help="linear, or mlp with hidden units: mlp:128,64")
-    add("--init", choices=tuple(INITS), help="default: zeros for linear, xavier for mlp")
+    add("--init", choices=tuple(INITS), help="default: zeros for linear, lecun for mlp")
     add("--batch-size", type=int, help="default: 64, or all rows where there are fewer")
     add("--epochs", type=int, default=epochs, help=f"default: {epochs}")
     default = rule or "sgd, or momentum where --momentum is given"
@@ -329,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
     rules = [name for name, (_, rate) in options.RULES.items() if rate is not None]
-    _add_training(sweep, sweep.values, rules, None, 10)
+    _add_training(sweep, values, rules, None, 10)
     add = sweep.add_argument
     add("--seeds", type=int, default=8, help="of start and order, for each setting; default: 8")
     add("--out", metavar="FOLDER", help="default: jaxsgd-NAME-sweep; its files are replaced")
@@ -341,7 +342,3 @@ def _parser() -> argparse.ArgumentParser:
     add("file", metavar="FILE", help="a file with the same feature columns")
     add("--out", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

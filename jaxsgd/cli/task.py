@@ -136,7 +136,7 @@ def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) ->
         expected = "linear, or mlp with hidden units, as mlp:128,64"
         raise ValueError(f"--model is {spec!r}, expected {expected}")
     sizes = (features, *map(int, units), outputs)
-    return Task(MLP(sizes, initialise=initialise or "xavier"), loss)
+    return Task(MLP(sizes, initialise=initialise or "lecun"), loss)
 
 
 def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:

@@ -5,7 +5,7 @@ Only concrete values are checked: tracers, and the None of a vmap's `in_axes` tr
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ def count(value: Any, name: str, least: int = 0) -> None:
 
 def no_iterator(data: Any, name: str = "data") -> None:
     """Refuse an iterator of batches where rows are meant."""
-    if hasattr(data, "__next__"):
+    if isinstance(data, Iterator):
         raise TypeError(
             f"{name} is an iterator ({type(data).__name__}), which a compiled run would read only "
             "once; expected arrays whose leading axis counts the rows, or a loop over its batches "

@@ -42,10 +42,13 @@ class Rows(abc.ABC):
     is_streamed: bool = False
     is_resident: bool = False
 
-    @property
-    @abc.abstractmethod
+    @default_property
     def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The shape and dtype of each array, all rows included."""
+        """The shape and dtype of each array, all rows included: an attribute or a property."""
+        raise TypeError(
+            f"{type(self).__name__} has no attribute `shapes`, expected a pytree of "
+            "jax.ShapeDtypeStruct((n, ...), dtype), n the number of rows"
+        )
 
     @abc.abstractmethod
     def take(self, index: Int[Array, " B"]) -> PyTree:

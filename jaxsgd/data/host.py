@@ -42,6 +42,14 @@ class StreamedRows(Rows):
     Attributes with defaults:
       prefetch: chunks read ahead, 2.
       chunk_bytes: bytes of a chunk, which holds at least one batch, 2**26.
+
+    >>> class Squares(jaxsgd.StreamedRows):
+    ...     shapes = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    ...     def read(self, index, out):
+    ...         out[: len(index)] = index**2
+    ...         return out[: len(index)]
+    >>> float(jaxsgd.evaluate(lambda params, y: y, jnp.zeros(()), Squares()))
+    332833.5
     """
 
     is_streamed = True

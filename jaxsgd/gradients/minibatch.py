@@ -24,15 +24,20 @@ def as_gradient(gradient: Any, name: str = "gradient") -> Gradient:
         )
     if isinstance(gradient, Gradient):
         return as_contract(gradient, Gradient, name, "jaxsgd.MinibatchGradient(loss)")
+    if not isinstance(gradient, Loss) and not callable(gradient):
+        raise TypeError(
+            f"{name} is {gradient!r} of type {type(gradient).__name__}, expected a loss, such as a "
+            "function of (params, row), or a gradient; a custom gradient subclasses jaxsgd.Gradient"
+        )
     return MinibatchGradient(gradient)
 
 
-def as_linear_gradient(gradient: Any, name: str = "gradient") -> Gradient:
+def as_linear_gradient(gradient: Any, name: str = "gradient", where: str = "") -> Gradient:
     """A gradient whose estimate is a sum over the rows of a batch; any other is refused."""
     gradient = as_gradient(gradient, name)
     if not gradient.is_linear:
         raise TypeError(
-            f"{name} is {gradient!r}, expected one that is a sum over rows: a RowLoss, or a "
+            f"{name} is {gradient!r}, expected one that is a sum over rows{where}: a RowLoss, or a "
             "RowsLoss without a model state (a custom gradient sets `is_linear = True`); noise and "
             "its scale are taken once a batch, around the sum"
         )

@@ -78,7 +78,7 @@ class SVRG(Gradient):
     def init(self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None) -> SVRGState:
         """The state before the first step, which takes the first full gradient."""
         refuse_model_state(model_state, self)
-        if as_rows(data).is_streamed:
+        if not as_rows(data).is_resident:
             raise TypeError(f"SVRG's data are {data!r}, expected arrays; SAGA takes HostRows")
         wide = accumulate(params)
         zeros = jax.tree.map(jnp.zeros_like, wide)

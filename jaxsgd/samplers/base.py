@@ -136,6 +136,15 @@ class EpochSampler(CounterSampler):
 
     Attributes with defaults:
       drop_last: False.
+
+    >>> @jaxsgd.part
+    ... class Backwards(jaxsgd.EpochSampler):
+    ...     batch_size: int = jaxsgd.static()
+    ...     size: int | None = jaxsgd.static(default=None)
+    ...     def rows(self, key, epoch, positions):
+    ...         return self.size - 1 - positions
+    >>> Backwards(2, size=4).batch(jax.random.key(0), 0).index.tolist()
+    [3, 2]
     """
 
     drop_last: bool = False

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import number, part, static
+from jaxsgd.core.part import number, part, set_fields, static
 from jaxsgd.core.records import Batch
 from jaxsgd.random.bits import words
 from jaxsgd.samplers.base import Sampler
@@ -52,13 +52,14 @@ class Poisson(Sampler):
     """
 
     rate: Any = number(converter=validation.real(1e-12, 1))
-    capacity: int = static(converter=validation.whole(1))
+    capacity: int = static()
     size: int | None = static(default=None, converter=validation.optional_whole(1))
 
     def __post_init__(self) -> None:
-        if self.size is not None:
-            name = f"Poisson's capacity of data with {self.size} rows"
-            validation.integer(self.capacity, name, 1, self.size)
+        of = "" if self.size is None else f" of data with {self.size} rows"
+        most = validation.MAX_SIZE if self.size is None else self.size
+        capacity = validation.integer(self.capacity, f"Poisson's capacity{of}", 1, most)
+        set_fields(self, capacity=capacity)
 
     @property
     def batch_size(self) -> int:

@@ -56,7 +56,7 @@ class Stratified(CounterSampler):
     """
 
     labels: Any
-    batch_size: int = static(converter=validation.whole(1))
+    batch_size: int = static()
     proportions: tuple[float, ...] | None = static(default=None)
     order: Any = field(default=None, init=False, repr=False)  # rows, class after class
     counts: tuple[int, ...] = static(default=(), init=False)  # rows of each class
@@ -71,6 +71,7 @@ class Stratified(CounterSampler):
         order = np.argsort(kind, kind="stable")
         set_fields(
             self,
+            batch_size=size,
             labels=jnp.asarray(kind, jnp.int32),  # numbered by their order
             proportions=_checked_proportions(self.proportions, len(counts)),
             order=jnp.asarray(order, jnp.int32),

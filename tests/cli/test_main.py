@@ -32,7 +32,7 @@ def table(n=90, seed=0):
 
 
 def test_digits(here, capsys):
-    assert main.main(["fit", "digits"]) == 0
+    assert main(["fit", "digits"]) == 0
     told = capsys.readouterr().out
     held_out = re.search(r"held out +accuracy ([\d.]+), softmax loss ([\d.]+)", told)
     assert float(held_out[1]) >= 0.95
@@ -48,7 +48,7 @@ def test_digits(here, capsys):
     assert (here / "jaxsgd-digits/learning_curve.png").stat().st_size > 10_000
     with np.load("jaxsgd-digits/model.npz", allow_pickle=False) as model:
         assert model["params_1"].shape == (10, 64)
-    assert main.main(["predict", "jaxsgd-digits/model.npz", "digits"]) == 0
+    assert main(["predict", "jaxsgd-digits/model.npz", "digits"]) == 0
     assert (pandas.read_csv("predictions.csv")["prediction"] == problems.digits()[1]).mean() > 0.95
 
 
@@ -64,11 +64,11 @@ def test_regression_from_each_format_and_its_predictions(here, capsys):
         np.testing.assert_allclose(other.features, csv.features, rtol=1e-6)
         np.testing.assert_allclose(other.target, csv.target, rtol=1e-6)
     assert parquet.names == csv.names == ["a", "b", "one"]
-    assert main.main(["fit", "t.csv", "--target", "y", "--epochs", "30", "--l2", "0", "--rule",
+    assert main(["fit", "t.csv", "--target", "y", "--epochs", "30", "--l2", "0", "--rule",
                      "momentum", "--batch-size", "16", "--out", "o"]) == 0  # fmt: skip
     told = capsys.readouterr().out
     assert "squared_error loss" in told
-    assert main.main(["predict", "o/model.npz", "t.csv"]) == 0
+    assert main(["predict", "o/model.npz", "t.csv"]) == 0
     predictions = pandas.read_csv("predictions.csv")["prediction"]
     np.testing.assert_allclose(predictions, frame["y"], atol=0.05)
     assert float(re.search(r"held out .* root mean square ([\d.]+)", told)[1]) < 0.05
@@ -86,12 +86,12 @@ def test_text_classes_and_their_probabilities(here, options):
     frame = table().drop(columns="y")
     frame.to_csv("t.csv", index=False)
     assert (
-        main.main(
+        main(
             ["fit", "t.csv", "--target", "kind", "--epochs", "60", "--test-fraction", "0", *options]
         )
         == 0
     )
-    assert main.main(["predict", "jaxsgd-t/model.npz", "t.csv", "--out", "p.csv"]) == 0
+    assert main(["predict", "jaxsgd-t/model.npz", "t.csv", "--out", "p.csv"]) == 0
     predictions = pandas.read_csv("p.csv")
     assert (predictions["prediction"] == frame["kind"]).mean() > 0.9
     if "hinge" in options:
@@ -106,17 +106,17 @@ def test_an_mlp_learns_a_target_in_any_unit(here, capsys):
     frame = table(200).drop(columns="kind")
     frame["y"] = 1e6 * frame["y"]
     frame.to_csv("t.csv", index=False)
-    assert main.main(["fit", "t.csv", "--target", "y", "--model", "mlp:16", "--out", "o"]) == 0
+    assert main(["fit", "t.csv", "--target", "y", "--model", "mlp:16", "--out", "o"]) == 0
     told = capsys.readouterr().out
     assert float(re.search(r"held out +squared_error loss ([\d.]+)", told)[1]) < 0.1
 
 
 def test_a_torn_model_file_is_told_as_such(here, capsys):
     write("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n")
-    assert main.main(["fit", "t.csv", "--target", "y", "--epochs", "1"]) == 0
+    assert main(["fit", "t.csv", "--target", "y", "--epochs", "1"]) == 0
     model = here / "jaxsgd-t/model.npz"
     model.write_bytes(model.read_bytes()[:300])
-    assert main.main(["predict", str(model), "t.csv"]) == 2
+    assert main(["predict", str(model), "t.csv"]) == 2
     assert "is no model that jaxsgd fit wrote" in capsys.readouterr().err
 
 
@@ -145,7 +145,7 @@ def write(text):
 )
 def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
     write(text)
-    assert main.main(["fit", "t.csv", "--target", "y", "--loss", "squared_error"]) == 2
+    assert main(["fit", "t.csv", "--target", "y", "--loss", "squared_error"]) == 2
     error = capsys.readouterr().err
     assert re.search(told, error), error
     assert error.count("\n") == 1
@@ -199,7 +199,7 @@ def test_a_wrong_command_gets_one_sentence(here, capsys, command, told):
     for name in ("t.xls", "t.npz", "t.parquet"):
         (here / name).write_text("nothing")
     try:
-        code = main.main(command.split())
+        code = main(command.split())
     except SystemExit as stop:
         code = stop.code
     error = capsys.readouterr().err
@@ -210,9 +210,9 @@ def test_a_wrong_command_gets_one_sentence(here, capsys, command, told):
 
 def test_predict_names_a_column_the_model_needs(here, capsys):
     write("a,b,y\n1,2,3\n2,3,4\n3,5,7\n4,4,5\n5,1,0\n")
-    assert main.main(["fit", "t.csv", "--target", "y", "--epochs", "1"]) == 0
+    assert main(["fit", "t.csv", "--target", "y", "--epochs", "1"]) == 0
     write("a,c\n1,2\n")
-    assert main.main(["predict", "jaxsgd-t/model.npz", "t.csv"]) == 2
+    assert main(["predict", "jaxsgd-t/model.npz", "t.csv"]) == 2
     assert "no column 'b', which the model was trained on" in capsys.readouterr().err
 
 
@@ -222,7 +222,7 @@ def test_a_lasso_with_a_schedule_an_average_and_a_stop(here, capsys):
     frame.assign(y=3 * frame["a"] - 2 * frame["c"]).to_csv("t.csv", index=False)
     options = "--rule momentum --schedule cosine:0.001 --warmup 10 --average tail --l1 0.2 --l2 0"
     stop = "--stop patience:20 --stop converged:1e-7 --epochs 200 --loss l2_loss"
-    assert main.main(["fit", "t.csv", "--target", "y", *options.split(), *stop.split()]) == 0
+    assert main(["fit", "t.csv", "--target", "y", *options.split(), *stop.split()]) == 0
     told = capsys.readouterr().out
     assert re.search(
         r"rule +TailAverage\(rule=Proximal\(rule=Momentum\(learning_rate=Warmup\(", told
@@ -239,7 +239,7 @@ def test_a_lasso_with_a_schedule_an_average_and_a_stop(here, capsys):
 
 def test_a_diverged_run_says_so_and_keeps_the_last_finite_parameters(here, capsys):
     table().drop(columns="kind").to_csv("t.csv", index=False)
-    assert main.main(["fit", "t.csv", "--target", "y", "--learning-rate", "1e5", "--out", "o"]) == 1
+    assert main(["fit", "t.csv", "--target", "y", "--learning-rate", "1e5", "--out", "o"]) == 1
     assert "diverged: not finite any more" in capsys.readouterr().err
     with np.load("o/model.npz") as model:
         assert np.isfinite(model["params_1"]).all()

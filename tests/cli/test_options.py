@@ -7,14 +7,14 @@ import jaxsgd
 from jaxsgd.cli import options
 
 
-def rule(name="sgd", **options):
+def rule(name="sgd", **given_options):
     given = {"learning_rate": 0.1, "momentum": None, "schedule": "constant", "warmup": 0}
     given |= {
         "average": None,
         "l1": 0.0,
         "mask": jaxsgd.models.weights_only,
         "steps": 1000,
-    } | options
+    } | given_options
     return options.rule(name, **given)
 
 

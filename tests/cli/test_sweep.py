@@ -11,7 +11,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.cli import sweep as search
-from jaxsgd.cli.main import main
+from jaxsgd.cli.main import _parser, _prepared, main
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_is_no_range_is_refused(text):
 
 def test_every_setting_is_trained_told_written_and_drawn(here, capsys):
     command = "sweep t.csv --target y --learning-rate 0.01,0.1,1e20 --momentum 0,0.5 --seeds 2"
-    assert main.main([*command.split(), "--epochs", "3", "--batch-size", "16", "--seed", "5"]) == 0
+    assert main([*command.split(), "--epochs", "3", "--batch-size", "16", "--seed", "5"]) == 0
     told = capsys.readouterr().out
     assert "sweep         learning_rate x momentum x key: 3 x 2 x 2 runs" in told
     assert "diverged      4 of 12 runs, in 2 of 6 settings" in told
@@ -65,8 +65,8 @@ def test_every_setting_is_trained_told_written_and_drawn(here, capsys):
     assert (here / "jaxsgd-t-sweep/sweep.png").stat().st_size > 10_000
 
     # a run of the sweep is the run of its setting and seed
-    args = main._parser().parse_args([*command.split(), "--seed", "5"])
-    task, rows, _ = main._prepared(args)
+    args = _parser().parse_args([*command.split(), "--seed", "5"])
+    task, rows, _ = _prepared(args)
     rule, penalty = jaxsgd.Momentum(0.1, 0.5), jaxsgd.L2(1e-3, mask=jaxsgd.models.weights_only)
     solver = jaxsgd.Solver(task, jaxsgd.Shuffled(16), rule, penalty)
     init_key, run_key = jax.random.split(jax.random.split(jax.random.key(5), 2)[1])
@@ -80,7 +80,7 @@ def test_every_setting_is_trained_told_written_and_drawn(here, capsys):
 def test_all_parts_of_a_rule_go_into_a_sweep_and_further_axes_are_held(here, capsys):
     command = "sweep t.csv --target y --loss huber --rule sgd --learning-rate 0.01:0.1:2 --l2 0,0.1 --l1 0,0.1,0.2"
     parts = "--schedule cosine:0.001 --warmup 2 --average ema:0.5 --epochs 2 --seeds 1 --test-fraction 0"
-    assert main.main([*command.split(), *parts.split()]) == 0
+    assert main([*command.split(), *parts.split()]) == 0
     told = capsys.readouterr().out
     assert "sweep         l1 x learning_rate x l2 x key: 3 x 2 x 2 x 1 runs" in told
     assert "best          train huber loss" in told
@@ -102,7 +102,7 @@ def test_a_picture_holds_further_axes_at_the_best_setting():
 
 def test_where_every_setting_diverged_that_is_said(here, capsys):
     command = "sweep t.csv --target y --learning-rate 1e20,1e30 --epochs 2 --seeds 2"
-    assert main.main(command.split()) == 1
+    assert main(command.split()) == 1
     out, error = capsys.readouterr()
     assert "diverged      4 of 4 runs, in 2 of 2 settings" in out
     assert "best" not in out
@@ -130,7 +130,7 @@ def test_where_every_setting_diverged_that_is_said(here, capsys):
 )
 def test_a_wrong_sweep_gets_one_sentence(here, capsys, options, told):
     try:
-        code = main.main(["sweep", "t.csv", "--target", "y", *options.split()])
+        code = main(["sweep", "t.csv", "--target", "y", *options.split()])
     except SystemExit as stop:
         code = stop.code
     error = capsys.readouterr().err

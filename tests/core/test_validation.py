@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable
 from jaxsgd.core.trees import as_arguments
+from jaxsgd.data.base import as_rows
 from tests import table
 
 
@@ -31,7 +31,7 @@ from tests import table
 )
 def test_data(data, error, told):
     with pytest.raises(error, match=told):
-        validation.rows(data)
+        as_rows(data).check_values()
 
 
 def test_an_error_inside_a_loss_tells_how_it_was_called():

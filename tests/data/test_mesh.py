@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd.core import validation
+from jaxsgd.data.base import as_rows
 from tests import processes, table
 
 N, RAGGED = 48, 43  # 8 shards of 6 rows, or of 5 and 6: padding, and a walk that is slow to compile
@@ -49,7 +49,7 @@ LOSSES = {
 def trained(loss, data, params, model_state=None, sampler=None, rule=None):
     sampler = jaxsgd.Shuffled(16) if sampler is None else sampler
     rule = jaxsgd.Momentum(0.05, 0.5) if rule is None else rule
-    weight = np.linspace(0, 1, validation.rows(data), dtype=np.float32)
+    weight = np.linspace(0, 1, as_rows(data).size, dtype=np.float32)
     solver = jaxsgd.Solver(loss, sampler, rule, jaxsgd.L2(0.01), weight)
     state = solver.init(params, data, key=jax.random.key(0), model_state=model_state)
     return jaxsgd.run(solver, state, data, 12)
@@ -200,11 +200,15 @@ def test_what_does_not_fit_a_mesh_is_refused_in_a_sentence(problem, ragged):
             call()
 
     @jaxsgd.part
-    class Clipped:  # of its batch: no sum
-        init, value = property(lambda self: inner.init), property(lambda self: inner.value)
+    class Clipped(jaxsgd.Gradient):  # of its batch: no sum
+        def init(self, *args):
+            return inner.init(*args)
 
         def update(self, *args):
             return inner.update(*args)
+
+        def value(self, *args):
+            return inner.value(*args)
 
     inner = jaxsgd.MinibatchGradient(table.loss)
     with pytest.raises(

@@ -178,17 +178,17 @@ def test_refused():
     theta, y, _, _ = normal_rows(6)
     solver = jaxsgd.Solver(jaxsgd.NoiseScaleGradient(loss), jaxsgd.Shuffled(1), jaxsgd.SGD(0.1))
     state = solver.init(theta, y, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="NoiseScale is given batches of 1 row"):
+    with pytest.raises(ValueError, match="NoiseScaleGradient is given batches of 1 row"):
         jaxsgd.run(solver, state, y, 1)
     for form in (
         jaxsgd.BatchLoss(table.weighted),
         jaxsgd.RowsLoss(table.counted, has_model_state=True),
         jaxsgd.SAGA(loss),
     ):
-        with pytest.raises(TypeError, match="NoiseScale's gradient is .*a sum over rows"):
+        with pytest.raises(TypeError, match="NoiseScaleGradient's gradient is .*a sum over rows"):
             jaxsgd.NoiseScaleGradient(form)
     for decay in (1.0, -0.1, jnp.nan):
-        with pytest.raises(ValueError, match="NoiseScale's decay"):
+        with pytest.raises(ValueError, match="NoiseScaleGradient's decay"):
             jaxsgd.NoiseScaleGradient(loss, decay=decay)
     for form in (
         jaxsgd.BatchLoss(table.weighted),

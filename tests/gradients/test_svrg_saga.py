@@ -460,7 +460,9 @@ def test_the_table_is_written_in_place(size):
 
 def test_refused():
     keyed = jaxsgd.RowLoss(table.noisy, keyed=True)
-    stateful = jaxsgd.RowLoss(lambda params, row, model_state: (0.0, model_state), has_model_state=True)
+    stateful = jaxsgd.RowLoss(
+        lambda params, row, model_state: (0.0, model_state), has_model_state=True
+    )
     batch = jaxsgd.BatchLoss(table.weighted)
     rows = jaxsgd.RowsLoss(table.residual)
     params, data = table.problem()
@@ -484,7 +486,7 @@ def test_refused():
         ):
             jaxsgd.Solver(gradient, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1), sample_weight=np.ones(20))
     for every in (0, 2.5):
-        with pytest.raises((ValueError, TypeError), match="SVRG's every is"):
+        with pytest.raises((ValueError, TypeError), match="SVRG's period is"):
             jaxsgd.SVRG(table.loss, every)
 
 
@@ -551,7 +553,7 @@ def test_rows_without_numbers_and_data_of_another_length_are_refused():
     for gradient in (jaxsgd.SAGA(table.loss), jaxsgd.SVRG(table.loss, 2)):
         solver = jaxsgd.Solver(gradient, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
         state = solver.init(params, data, key=jax.random.key(0))
-        with pytest.raises(TypeError, match="remembers rows by their number"):
+        with pytest.raises(TypeError, match="remembers rows by their index"):
             solver.step_on(state, jax.tree.map(lambda x: x[:8], data))
     state = jaxsgd.Solver(jaxsgd.SAGA(table.loss), jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
     start = state.init(params, data, key=jax.random.key(0))

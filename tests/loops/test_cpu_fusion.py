@@ -13,7 +13,6 @@ from jax import lax
 
 import jaxsgd
 from jaxsgd.loops import cpu_fusion
-
 from tests import table
 
 pytestmark = pytest.mark.skipif(

@@ -107,7 +107,9 @@ def test_a_model_state_is_neither_cut_nor_reshaped():
             lambda p, rows, c: (table.residual(p, rows) ** 2, new(c)), has_model_state=True
         )
         solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
-        state = solver.init(table.problem()[0], data, key=jax.random.key(0), model_state=model_state)
+        state = solver.init(
+            table.problem()[0], data, key=jax.random.key(0), model_state=model_state
+        )
         return jaxsgd.run(solver, state, data, 2)[0].model_state
 
     assert int(run(jnp.int32(0), lambda c: c + 1)) == 2

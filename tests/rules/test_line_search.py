@@ -19,11 +19,12 @@ def full(loss, rule, params, data, steps):
 
 
 def test_value_fn_is_the_batchs_loss_and_penalty_as_a_function_of_params():
-    class Probe:
+    @jaxsgd.part
+    class Probe(jaxsgd.Rule):
         def init(self, params):
-            return ()
+            return jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params, jnp.zeros(()), params))
 
-        def update(self, grads, state, params, *, value, grad, value_fn, **_):
+        def update(self, grads, state, params=None, *, value, grad, value_fn, **_):
             return grads, (value, grads, *jax.value_and_grad(value_fn)(params))
 
     for name, (gradient, model_state) in table.GRADIENTS.items():

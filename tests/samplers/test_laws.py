@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxsgd
 from tests import table
 
 SIZES = [(1, 1), (2, 1), (7, 3), (16, 4), (21, 8), (40, 40), (33, 32)]
@@ -50,7 +49,7 @@ def test_an_epoch_covers_each_row_exactly_once(name, n, b):
 
 @pytest.mark.parametrize("name", table.SAMPLERS)
 def test_update_and_batch_agree_and_the_same_key_repeats(name):
-    sampler = jaxsgd.samplers.for_rows(table.SAMPLERS[name](), table.N)
+    sampler = table.SAMPLERS[name]().for_size(table.N)
     key = jax.random.key(5)
     update, batch = jax.jit(sampler.update), jax.jit(sampler.batch)
     state = sampler.init(jax.random.clone(key))
@@ -58,7 +57,7 @@ def test_update_and_batch_agree_and_the_same_key_repeats(name):
         drawn, state = update(state)
         drawn = jax.tree.map(np.asarray, drawn)
         chex.assert_trees_all_equal(drawn, jax.tree.map(np.asarray, batch(key, t)))
-        chex.assert_shape(drawn, (jaxsgd.samplers.slots(sampler),))
+        chex.assert_shape(drawn, (sampler.batch_length,))
         assert drawn.index.dtype == jnp.int32
         assert drawn.weight.dtype == jnp.float32
         assert drawn.index.min() >= 0

@@ -319,7 +319,7 @@ def test_dynamic_batches_of_a_fit_and_of_rows_on_the_host():
         (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), np.array([1, 9])), ValueError, "expected 1 to 8"),
         (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), 2.0), TypeError, "2.0 of type float"),
         (lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(8), jnp.float32(2)), TypeError, "of float32"),
-        (lambda: jaxsgd.DynamicBatch(jaxsgd.Sharded(8), 4), TypeError, "one that tells the rows"),
+        (lambda: jaxsgd.DynamicBatch(jaxsgd.Sharded(8), 4), TypeError, "expected an EpochSampler"),
         (lambda: jaxsgd.Sharded(8, shards=3), ValueError, "is 8, expected a multiple of its 3 shards"),
         (lambda: jaxsgd.Sharded(8, size=17), ValueError, "find a shard empty at some step"),
         (lambda: jaxsgd.Sharded(8, shards=8).steps_per_epoch, ValueError, "has no size"),

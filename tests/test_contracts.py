@@ -1,0 +1,259 @@
+"""A broken contract is refused in a sentence: the method, what it returned, what was expected."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsgd
+from jaxsgd.core.part import default_property
+from tests import table
+
+PARAMS, DATA = table.problem()
+
+
+@jaxsgd.part
+class Sampler(jaxsgd.CounterSampler):
+    """Returns whatever a test chooses as its batch."""
+
+    make: object = jaxsgd.static()
+    batch_size: int = jaxsgd.static(default=4)
+    size: int | None = jaxsgd.static(default=None)
+
+    def batch(self, key, step):
+        return self.make(jnp.arange(4, dtype=jnp.int32), jnp.full(4, 0.25))
+
+
+@jaxsgd.part
+class StateSampler(jaxsgd.Sampler):
+    """Returns whatever a test chooses from `update`."""
+
+    result: object = jaxsgd.static()
+    batch_size: int = jaxsgd.static(default=4)
+    size: int | None = jaxsgd.static(default=None)
+
+    def batch(self, key, step):
+        return jaxsgd.Batch(jnp.arange(4, dtype=jnp.int32), jnp.full(4, 0.25))
+
+    def init(self, key):
+        return jnp.zeros((), jnp.int32)
+
+    def update(self, state):
+        return self.result(self.batch(None, 0), state)
+
+
+@jaxsgd.part
+class Gradient(jaxsgd.Gradient):
+    state: object = jaxsgd.static(default=jaxsgd.GradientState())
+    result: object = jaxsgd.static(default=lambda estimate, state: (estimate, state))
+    is_keyed: bool = jaxsgd.static(default=False)
+
+    def init(self, params, data, key, model_state=None):
+        return self.state
+
+    def value(self, params, data, batch, state):
+        return jaxsgd.MinibatchGradient(table.loss).value(
+            params, data, batch, jaxsgd.GradientState()
+        )
+
+    def update(self, params, data, batch, state):
+        loss, grads = jax.value_and_grad(self.value)(params, data, batch, state)
+        return self.result(jaxsgd.Estimate(loss, grads), state)
+
+
+@jaxsgd.part
+class Rule(jaxsgd.Rule):
+    """A rule with a learning rate and no state."""
+
+    learning_rate: float = jaxsgd.number(default=0.1)
+    result: object = jaxsgd.static(default=lambda updates, state: (updates, state))
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, **extra):
+        return self.result(jax.tree.map(lambda g: -self.learning_rate * g, grads), state)
+
+
+def init(sampler=None, gradient=None, rule=None):
+    solver = jaxsgd.Solver(
+        table.loss if gradient is None else gradient,
+        jaxsgd.Shuffled(4) if sampler is None else sampler,
+        jaxsgd.SGD(0.1) if rule is None else rule,
+    )
+    return solver, solver.init(PARAMS, DATA, key=jax.random.key(0))
+
+
+def same(tree):
+    return jax.tree.map(lambda x: x, tree)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"sampler": StateSampler(lambda batch, state: batch)},
+         r"StateSampler.update returned a Batch, expected the tuple \(Batch, state\)"),
+        ({"sampler": StateSampler(lambda batch, state: (batch, state, 0))},
+         r"StateSampler.update returned a tuple of 3, expected the tuple \(Batch, state\)"),
+        ({"sampler": StateSampler(lambda batch, state: (tuple(batch), state))},
+         r"StateSampler.update returned a tuple as its batch, expected jaxsgd.Batch"),
+        ({"sampler": StateSampler(lambda batch, state: (batch, state + 0.5))},
+         r"StateSampler.update returned the state float32\[\], expected one of the same structure, shapes and dtypes as before, int32\[\]"),
+        ({"sampler": Sampler(lambda index, weight: jaxsgd.Batch(index, weight[:3]))},
+         r"Sampler.update returned a batch whose weight is float32\[3\], expected float32\[4\]"),
+        ({"sampler": Sampler(lambda index, weight: jaxsgd.Batch(index * 1.0, weight))},
+         r"Sampler.update returned a batch whose index is float32\[4\], expected int32\[4\]"),
+        ({"gradient": Gradient(state=())},
+         r"Gradient.init returned a tuple without the field 'model_state', expected a NamedTuple .* jaxsgd.GradientState\(\)"),
+        ({"gradient": Gradient(result=lambda estimate, state: estimate)},
+         r"Gradient.update returned a Estimate, expected the tuple \(Estimate, state\)"),
+        ({"gradient": Gradient(result=lambda estimate, state: (estimate.grads, state))},
+         r"Gradient.update returned a dict as its estimate, expected jaxsgd.Estimate"),
+        ({"gradient": Gradient(result=lambda estimate, state: (estimate._replace(loss=jnp.ones(2)), state))},
+         r"Gradient.update returned a loss of shape \(2,\), expected a scalar"),
+        ({"gradient": Gradient(result=lambda estimate, state: (estimate._replace(grads=jnp.ones(2)), state))},
+         r"Gradient.update returned grads of the structure .*, expected that of params"),
+        ({"rule": Rule(result=lambda updates, state: updates)},
+         r"Rule.update returned a dict, expected the tuple \(updates, state\)"),
+        ({"rule": Rule(result=lambda updates, state: (jax.tree.map(lambda u: u[None], updates), state))},
+         r"returned updates of shape .* for params\['bias'\].*expected the same shape"),
+        ({"rule": Rule(result=lambda updates, state: (jax.tree.map(lambda u: u.astype(int), updates), state))},
+         r"returned updates of int32 for params\['bias'\], expected floats"),
+        ({"rule": Rule(result=lambda updates, state: (updates, 1.0))},
+         r"Rule.update returned the state float32\[\], expected one of the same structure"),
+    ],
+)  # fmt: skip
+def test_what_a_method_returned_and_what_was_expected(parts, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        init(**parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: init(jaxsgd.Shuffled), "got the class Shuffled; did you forget to call it"),
+        (lambda: init(rule=jaxsgd.SGD), "got the class SGD; did you forget to call it"),
+        (lambda: init(gradient=jaxsgd.SAGA), r"got the class SAGA.*jaxsgd.SAGA\(loss\)"),
+        (lambda: init(sampler=64), "sampler is 64, expected one such as jaxsgd.Shuffled"),
+        (lambda: init(rule=0.1), "rule is 0.1, expected a rule"),
+        (lambda: init(gradient=3), "gradient is 3 of type int, expected a loss"),
+        (lambda: init(jaxsgd.SGD(0.1)), "sampler is SGD.* a custom sampler subclasses jaxsgd.Sampler"),
+        (lambda: init(rule=jaxsgd.Shuffled(4)), "rule is Shuffled.* a custom rule subclasses jaxsgd.Rule"),
+        (lambda: init(type("Plain", (jaxsgd.CounterSampler,), {"batch": None})()),
+         "Plain is not a pytree; did you forget @jaxsgd.part"),
+        (lambda: jaxsgd.part(type("Empty", (jaxsgd.Rule,), {}))(), "abstract.*update"),
+    ],
+)  # fmt: skip
+def test_what_is_no_part_is_refused_by_the_solver(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_rows_beyond_the_data_are_refused_by_fit_and_check():
+    far = Sampler(lambda index, weight: jaxsgd.Batch(index + 17, weight))
+    solver, _ = init(far)
+    message = r"drew rows 17 to 20, expected them in 0\.\.19"
+    with pytest.raises(IndexError, match=message):
+        jaxsgd.check(solver, PARAMS, DATA)
+    with pytest.raises(IndexError, match=message):
+        jaxsgd.fit(
+            table.loss,
+            PARAMS,
+            DATA,
+            key=jax.random.key(0),
+            epochs=1,
+            sampler=far,
+            learning_rate=0.1,
+        )
+    jaxsgd.check(init()[0], PARAMS, DATA)
+
+
+def test_a_stop_that_returns_a_float_is_refused():
+    @jaxsgd.part
+    class Half(jaxsgd.Stop):
+        result: object = jaxsgd.static()
+
+        def init(self):
+            return ()
+
+        def update(self, check, state):
+            return self.result(state)
+
+    solver, state = init()
+    for result, message in [
+        (lambda state: (0.5, state), "returned a reason of float32 and shape .*expected an int32"),
+        (
+            lambda state: (jnp.zeros(2, int), state),
+            r"shape \(2,\), expected an int32 or a bool scalar",
+        ),
+        (lambda state: True, r"Half.update returned bool, expected the tuple \(reason, state\)"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            jaxsgd.run_until(solver, state, DATA, Half(result), max_steps=2, check_every=1)
+
+
+def test_the_state_of_other_parts_is_refused():
+    solver, state = init()
+    for other, kind, name in [
+        (init(gradient=jaxsgd.SAGA(table.loss)), "gradient", "SAGAState"),
+        (init(jaxsgd.Poisson(0.2, capacity=8)), "sampler", "PoissonState"),
+        (init(rule=jaxsgd.Momentum(0.1)), "rule", "MomentumState"),
+    ]:
+        message = f"made for another {kind}: its {kind} state is {name}.*, but a .* expects"
+        with pytest.raises(ValueError, match=message):
+            jaxsgd.run(solver, other[1], DATA, 1)
+        with pytest.raises(ValueError, match=f"made for another {kind}"):
+            jaxsgd.run(other[0], state, DATA, 1)
+
+
+def test_a_rule_with_a_learning_rate_and_no_state_reports_none():
+    solver, state = init(rule=Rule())
+    _, info = jax.jit(solver.step)(state, DATA)
+    assert info.learning_rate is None
+    end, _ = jaxsgd.run(solver, state, DATA, 3)
+    plain, start = init()
+    chex_end, _ = jaxsgd.run(plain, start, DATA, 3)
+    np.testing.assert_allclose(end.params["weight"], chex_end.params["weight"], rtol=1e-6)
+
+
+def test_a_field_may_take_the_place_of_a_contracts_property():
+    @jaxsgd.part
+    class Fixed(jaxsgd.CounterSampler):
+        batch_size: int = jaxsgd.static()
+        steps_per_epoch: int = jaxsgd.static(default=7)
+        size: int | None = jaxsgd.static(default=None)
+
+        def batch(self, key, step):
+            return jaxsgd.Batch(jnp.arange(2, dtype=jnp.int32), jnp.full(2, 0.5))
+
+    assert Fixed(2).steps_per_epoch == 7
+    assert jax.tree.map(lambda x: x, Fixed(2)).steps_per_epoch == 7
+
+
+def subclasses(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from subclasses(sub)
+
+
+def test_a_part_is_abstract_or_final_and_overrides_nothing_implemented():
+    """But for the hooks that a contract declares with a default."""
+    hooks = {"reported_learning_rate", "for_size"}
+    contracts = (jaxsgd.Sampler, jaxsgd.Gradient, jaxsgd.Rule, jaxsgd.Stop, jaxsgd.Loss)
+    for contract in contracts:
+        for cls in subclasses(contract):
+            if not cls.__module__.startswith("jaxsgd."):
+                continue
+            if not inspect.isabstract(cls):
+                assert not [s for s in cls.__subclasses__() if s.__module__.startswith("jaxsgd.")]
+            for name, own in vars(cls).items():
+                if name.startswith("__") or name in hooks or not inspect.isfunction(own):
+                    continue
+                for base in cls.__mro__[1:]:
+                    above = vars(base).get(name)
+                    is_given = inspect.isfunction(above) and not getattr(
+                        above, "__isabstractmethod__", False
+                    )
+                    assert not is_given or isinstance(above, default_property), (cls, name)
