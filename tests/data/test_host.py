@@ -15,7 +15,6 @@ import pytest
 import zarr
 
 import jaxsgd
-from jaxsgd.data import host as streaming
 from tests import table
 from tests.table import key_data
 
@@ -137,7 +136,7 @@ def test_rows_handed_out_stay_until_the_one_after_the_next_is_asked_for():
     sampler = jaxsgd.Sequential(10, size=1000)
     data, state = jaxsgd.HostRows(rows, prefetch=2), sampler.init(jax.random.key(0))
     state = jaxsgd.State(None, None, None, state, None)
-    with closing(streaming.stream(data, sampler, state, 2, None)) as chunks:
+    with closing(data._stream(sampler, state, 2, None)) as chunks:
         _, before = next(chunks)
         for i in range(1, 20):
             _, now = next(chunks)
@@ -165,7 +164,7 @@ def test_no_rows_are_overwritten_while_they_are_computed_with():
 
 
 @jaxsgd.part
-class OwnGradient:
+class OwnGradient(jaxsgd.Gradient):
     """A gradient written to the protocol, which reads its rows by `read`."""
 
     read: object = jaxsgd.static()
@@ -174,9 +173,12 @@ class OwnGradient:
         return jaxsgd.GradientState()
 
     def update(self, params, data, batch, state):
-        x, y = self.read(data, batch.index)
-        value = lambda p: jnp.sum(batch.weight * table.residual(p, (x, y)) ** 2)  # noqa: E731
+        value = lambda params: self.value(params, data, batch, state)  # noqa: E731
         return jaxsgd.Estimate(*jax.value_and_grad(value)(params)), state
+
+    def value(self, params, data, batch, state):
+        rows = self.read(data, batch.index)
+        return jnp.sum(batch.weight * table.residual(params, rows) ** 2)
 
 
 def test_a_gradient_of_ones_own_reads_its_rows_by_take():
@@ -190,12 +192,13 @@ def test_a_gradient_of_ones_own_reads_its_rows_by_take():
         next(jaxsgd.chunks(solver(naive), state, host(data), 5))
 
 
-def test_the_best_parameters_come_with_their_carry():
+def test_the_best_parameters_come_with_their_model_state():
     params, data = table.problem()
     result = jaxsgd.fit(
         jaxsgd.RowsLoss(table.counted, has_model_state=True), params, data, key=jax.random.key(0), epochs=8,
         learning_rate=0.3, batch_size=4, model_state=jnp.float32(0), validation=data, progress=False,
         metrics={"loss": lambda p, row, model_state: model_state}, stop=jaxsgd.EarlyStopping(3),
+        restore_best=True,
     )  # fmt: skip
     best = np.argmin(result.history["validation_loss"])
     assert best < len(result.history["epoch"]) - 1
@@ -249,7 +252,7 @@ def test_a_read_error_ends_the_run_with_a_sentence_and_its_state(tmp_path):
     with pytest.raises(OSError, match=told) as caught:
         fit(rows, checkpoint=tmp_path / "run")
     assert int(caught.value.result.state.step) == 3
-    assert "fit stood at step 3" in caught.value.__notes__[0]
+    assert "fit failed after step 3" in caught.value.__notes__[0]
     rows.bad = None
     chex.assert_trees_all_equal(fit(rows, checkpoint=tmp_path / "run").params, fit(x).params)
 
@@ -298,5 +301,5 @@ def test_refusals():
         jaxsgd.Blocks(8, block=21, size=20)
     with pytest.raises(ValueError, match="Blocks's window is 0"):
         jaxsgd.Blocks(8, block=2, window=0)
-    with pytest.raises(ValueError, match="every is 0"):
+    with pytest.raises(ValueError, match="steps is 0"):
         jaxsgd.chunks(solver, state, data, steps=0)

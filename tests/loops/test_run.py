@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import jaxsgd
+from jaxsgd.core.part import as_callable
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.loops import run_until as loops
+from jaxsgd.loops import run
 from tests import table
 
 
@@ -55,10 +56,10 @@ def test_what_nobody_records_costs_nothing():
 
     def text(record):
         args = as_arguments((solver, state, data, record))
-        lowered = loops._run.lower(*args, windows=5, every=1)
+        lowered = run._run.lower(*args, windows=5, every=1)
         return lowered.compile().as_text()
 
-    keep = loops.as_callable(lambda state, info: (info.grad_norm, info.finite), "record")
+    keep = as_callable(lambda state, info: (info.grad_norm, info.finite), "record")
     kept, plain = text(keep), text(None)
     for operation in ("sqrt", "is-finite"):
         assert operation in kept  # the witness can fail
@@ -126,22 +127,27 @@ def test_shapes_are_not_broadcast():
         with pytest.raises(ValueError, match="stacked numbers wait for a vmap"):
             jaxsgd.run(fixed, state._replace(rule=rule.init(state.params)), data, 1)
 
-    class Short:
+    @jaxsgd.part
+    class Short(jaxsgd.Rule):
         def init(self, params):
             return ()
 
-        def update(self, grads, state, params, **_):
+        def update(self, grads, state, params=None, **_):
             return jax.tree.map(lambda g: jnp.zeros(1), grads), state
 
     short = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), Short())
-    with pytest.raises(ValueError, match=r"an update of shape \(1,\) for a parameter of shape"):
+    with pytest.raises(
+        ValueError, match=r"updates of shape \(1,\) for params.*, a parameter of shape"
+    ):
         short.step(state._replace(rule=()), data)
 
 
 def test_refusals():
     solver, state, data = simple()
     params = state.params
-    with pytest.raises(ValueError, match="steps is 10, expected a multiple of every, which is 4"):
+    with pytest.raises(
+        ValueError, match="steps is 10, expected a multiple of record_every, which is 4"
+    ):
         jaxsgd.run(solver, state, data, 10, record_every=4)
     with pytest.raises(TypeError, match="state is of type dict, expected the State"):
         jaxsgd.run(solver, params, data, 10)
