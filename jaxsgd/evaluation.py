@@ -127,7 +127,7 @@ def _add(
         return jax.tree.map(total, values), jnp.sum(weight)
 
     def add(step: jax.Array, sums: Any) -> Any:
-        """Kahan's sum (1965): what rounding loses of a chunk is carried to the next."""
+        """Kahan's sum (1965): a plain float32 sum of 20 million rows stops growing."""
         total, lost = sums
         term = jax.tree.map(jnp.subtract, chunk(step), lost)
         after = jax.tree.map(jnp.add, total, term)

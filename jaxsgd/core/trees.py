@@ -94,8 +94,8 @@ def strong(array: jax.Array) -> jax.Array:
 def as_arguments(tree: PyTree) -> PyTree:
     """The leaves of a tree as strong-typed JAX arrays, put on the device in one explicit transfer.
 
-    A Python float handed to a jitted function is a hidden transfer of a weak type. Ints at a
-    number of a part become floats of the default dtype, so that rates 1 and 0.5 are one program.
+    A Python float given to a jitted function is a hidden transfer of a weak type. An int in a
+    `number()` field becomes a float of the default dtype, so that rates 1 and 0.5 are one program.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [_as_argument(path, leaf) for path, leaf in paths]
@@ -125,10 +125,10 @@ def _as_argument(path: tuple[Any, ...], leaf: Any) -> Any:
 
 
 def beside(tree: PyTree, data: PyTree) -> PyTree:
-    """The leaves of a tree placed where the data are, if the data were placed by hand.
+    """The leaves of a tree on the devices of the data, where those were chosen explicitly.
 
-    Else a run's first result would be committed to the data's device where its start was not, and
-    the second call would compile again.
+    Otherwise the first result of a run would be committed to the data's device where its initial
+    state was not, and the second call would compile again.
     """
     arrays = [x for x in jax.tree.leaves(data) if isinstance(x, jax.Array)]
     if any(isinstance(x, jax.core.Tracer) for x in [*arrays, *jax.tree.leaves(tree)]):

@@ -187,14 +187,17 @@ class MeshRows(Rows):
         def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:
             return fn(rows, lax.axis_index(self.axis) * ArrayRows(rows).size, *args)
 
-        around = jax.sharding.get_abstract_mesh().manual_axes  # of a sweep over the same mesh
+        # In a sweep over a mesh of two axes this one is nested in the sweep's `shard_map`, which maps
+        # the runs alone. Mapped over both axes at once and unchecked, a `psum` would be transposed to
+        # a `psum`, and derivatives through it be wrong.
+        around = jax.sharding.get_abstract_mesh().manual_axes
         spread = jax.shard_map(
             local,
             mesh=None if around else self.mesh,
             in_specs=(P(self.axis), P()),
             out_specs=P(),
             axis_names={self.axis},
-            check_vma=False,  # or each scan in a user's loss would have to mark its carry
+            check_vma=False,  # otherwise each scan in a user's loss would have to mark its carry
         )
         return spread(self.arrays, args)
 

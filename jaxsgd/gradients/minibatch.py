@@ -98,7 +98,7 @@ class MinibatchGradient(Gradient):
         def objective(accumulated: PyTree) -> tuple[jax.Array, Any]:
             return self._total(like(accumulated, params), data, batch, state)
 
-        # differentiated in the accumulator's dtype, so that bfloat16 gradients are not summed twice
+        # differentiated in the accumulator's dtype: bfloat16 gradients would be rounded twice
         (loss, (aux, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
             accumulate(params)
         )

@@ -99,6 +99,8 @@ class SAGA(Gradient):
     ) -> tuple[Estimate, SAGAState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
         check_size(len(state.slot), as_rows(data).size, self)
+        # The table is written in place, by an addition at the batch's rows. `slot`, a scratch array,
+        # says which position of the batch counts for a row that is in it more than once.
         index, weight = batch.index, batch.weight.astype(accumulator_of(params))
         rows, slot, n = take(data, index), state.slot, len(state.slot)
         if len(index) > 1:

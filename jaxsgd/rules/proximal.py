@@ -73,6 +73,8 @@ class Proximal(Rule):
         params = accumulate(params)
         ahead = self.penalty.prox(jax.tree.map(jnp.add, params, updates), rate)
         updates = jax.tree.map(jnp.subtract, ahead, params)
+        # The velocity is the whole displacement: with the rule's own, the run would rest where the
+        # penalty counts 1 - momentum times.
         if isinstance(inner, MomentumState):
             inner = inner._replace(velocity=updates)
         return updates, ProximalState(inner)

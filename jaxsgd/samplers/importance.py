@@ -118,6 +118,8 @@ def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
             f"ImportanceSampled's probabilities are of shape {probabilities.shape}, expected one "
             "number a row"
         )
+    # Integers, whose cumulative sums are exact: those of float32 give many of ten million rows nothing.
+    # Padded to a power of two, so that the search needs no bounds.
     n = probabilities.shape[0]
     probabilities = probabilities / jnp.max(probabilities)  # so that no sum or product overflows
     total = _sum(probabilities.astype(jnp.float32))

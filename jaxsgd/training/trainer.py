@@ -143,6 +143,7 @@ class Trainer:
     def add(self, fit: FitState, chunk: ChunkResult, start: float) -> FitState:
         """The epoch's sums with those of some more steps, the same however they are cut."""
         losses, rows, *norms = (x[: chunk.steps] for x in chunk.trace)
+        # one by one in float64, so that the sum does not depend on where the epoch was cut
         with np.errstate(all="ignore"):
             sums = np.cumsum(np.append(fit.loss, losses.astype(float) * rows))  # one by one
         return fit._replace(
