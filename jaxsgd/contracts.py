@@ -141,8 +141,8 @@ def check_states(gradient: Gradient, sampler: Sampler, rule: Rule, state: State,
             continued = f"continue with state._replace({kind}={again})"
             continued += ", whose schedules start at step 0" if kind == "rule" else ""
             raise ValueError(
-                f"the state was made for another {kind}: its {kind} state is {_named(given)}, but a "
-                f"{type(part).__name__} like this expects {_named(expected)}; make one with "
+                f"the state was made for another {kind}: its {kind} state is {_named(given)}, but "
+                f"a {type(part).__name__} like this expects {_named(expected)}; make one with "
                 f"solver.init, or {continued}"
             )
 

@@ -72,7 +72,7 @@ def means_over(
     model_state: PyTree,
     batch_size: int = 1024,
 ) -> dict[str, jax.Array]:
-    """`evaluate` of sample weights that were looked at before: that reads all of them."""
+    """`evaluate` without the check of the sample weights, which reads all of them."""
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
     rows = as_rows(data)
     batch_size = min(batch_size, rows.size)

@@ -5,7 +5,7 @@ The losses themselves are Optax's: `squared_error` (y - yhat)^2 and half of it, 
 `softmax_cross_entropy(logits, jax.nn.one_hot(label, k))`, with which a small run on a CPU is one
 kernel, as its gradient has no scatter; `huber_loss`; and `hinge_loss` max(0, 1 - y yhat) for y = -1
 or 1, whose subgradient in JAX is -y below the hinge, 0 above it, and halfway, -y/2, at it. Here is
-how a loss is handed over:
+how a loss is given to a gradient:
 
     RowLoss(fn)     fn(params, row) -> scalar            one row: the textbook's sum; the default
     RowsLoss(fn)    fn(params, rows) -> float[B]         a model that is batched already
@@ -13,9 +13,9 @@ how a loss is handed over:
 
 Each takes the same options, which lengthen the arguments and the result, in this order:
 
-    keyed=True      fn(params, row, key, ...)            a key for dropout: one a row in RowLoss
-    has_model_state=True   fn(params, row, ..., model_state)          a model state goes in, and comes out last
-    has_aux=True    returns (loss, aux)                  aux is averaged with the batch's weights
+    keyed=True              fn(params, row, key, ...)     a key for dropout: one per row in RowLoss
+    has_model_state=True    fn(params, row, ..., state)   a state goes in, and comes out last
+    has_aux=True            returns (loss, aux)           aux is averaged with the batch's weights
 
 so all three together are `fn(params, row, key, model_state) -> (loss, aux, model_state)`.
 """
@@ -99,7 +99,7 @@ class RowLoss(Loss):
     def one(
         self, params: PyTree, row: PyTree, key: Any, model_state: PyTree
     ) -> tuple[Any, Any, Any]:
-        """The loss (float[]), aux and model state of one row, with a key of its own."""
+        """The loss (float[]), aux and model state of one row; the key is the row's."""
         loss, aux, new = _call(self, (params, row), key, model_state)
         if jnp.shape(loss) != ():
             raise TypeError(

@@ -168,7 +168,7 @@ class ModelLoss:
     def __post_init__(self) -> None:
         if not isinstance(self.model, Linear | MLP):
             raise TypeError(
-                f"ModelLoss's model is {self.model!r}, expected jaxsgd.models.Linear or jaxsgd.models.MLP; for "
+                f"ModelLoss's model is {self.model!r}, expected models.Linear or models.MLP; for "
                 "another model a loss is a function of (params, row)"
             )
 
@@ -229,8 +229,8 @@ def weights_only(params: PyTree) -> PyTree:
 
 def _layer(key: jax.Array, fan_in: int, fan_out: int, initialise: str) -> PyTree:
     weight = INITS[initialise](key, (fan_in, fan_out), jnp.float32)
-    # A row of weights per output: XLA's CPU backend contracts the gradient of `x @ w.T`, w (10, 784),
-    # in a quarter of the time of that of `x @ w` (batch 64; 0.55 of a softmax step).
+    # A row of weights per output: XLA's CPU backend contracts the gradient of `x @ w.T`, with w of
+    # shape (10, 784), in a quarter of the time of that of `x @ w` (batch 64; 0.55 of a step).
     return {"weight": weight.T, "bias": jnp.zeros(fan_out, jnp.float32)}
 
 

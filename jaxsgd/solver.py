@@ -164,8 +164,8 @@ class Solver:
         size = as_rows(rows, "rows").size
         if self.sample_weight is not None:
             raise ValueError(
-                "the solver has a sample_weight, but rows from another loader have no index to look "
-                "it up by; multiply it into weight"
+                "the solver has a sample_weight, but rows from another loader have no index to "
+                "look it up by; multiply it into weight"
             )
         if self.gradient.needs_row_index:
             raise TypeError(

@@ -24,7 +24,7 @@ LAYERS = """
     solver
     loops         base cpu_fusion run run_until chunks
     checkpoints   fingerprint orbax
-    training      progress trainer fit
+    training      progress metrics trainer fit
     sweeps        axes vmapped memory result sweep halving
     diagnostics   noise_scale smoothness
     problems

@@ -31,7 +31,6 @@ from jaxsgd.core import validation
 from jaxsgd.evaluation import evaluate
 from jaxsgd.models import INITS, Linear, weights_only
 from jaxsgd.penalties import L2, ElasticNet
-
 from jaxsgd.samplers.epochs import FullBatch, Shuffled
 from jaxsgd.stopping import Reason
 from jaxsgd.training.fit import Result, fit

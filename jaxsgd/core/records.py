@@ -27,16 +27,16 @@ class Estimate(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one step tells. What nobody records is not computed in a compiled run."""
+    """Diagnostics of one step. What is not recorded is not computed in a compiled run."""
 
     step: Any = None  # int32[]: 0 is the first step
     loss: Any = None  # float[]: of the batch, before the update, without the penalty
     penalty: Any = None  # float[]: of the parameters before the update; 0 without a penalty
     grad_norm: Any = None  # float[]: Euclidean norm of the gradient of loss + solver's penalty
     update_norm: Any = None  # float[]: Euclidean norm of the updates that the rule returned
-    aux: Any = None  # what the loss returned beside itself, averaged with the weights
-    learning_rate: Any = None  # float[]: the rate of this step; None where the rule tells none
-    noise: Any = None  # a `NoiseEstimate`: the gradient's variance, where the gradient is a `NoiseScaleGradient`
+    aux: Any = None  # of the loss, averaged with the weights
+    learning_rate: Any = None  # float[]: of this step; None where the rule reports none
+    noise: Any = None  # a `NoiseEstimate`, of a `NoiseScaleGradient`
     finite: Any = None  # bool[]: loss, gradient and the parameters after the step are all finite
 
 

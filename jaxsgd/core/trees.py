@@ -13,7 +13,7 @@ from jaxsgd.core.part import NumberKey
 
 
 def accumulator(dtype: Any) -> np.dtype:
-    """The dtype numbers are accumulated in beside `dtype`: float64 for float64, else float32."""
+    """The dtype in which `dtype` is accumulated: float64 for float64, otherwise float32."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
@@ -124,7 +124,7 @@ def _as_argument(path: tuple[Any, ...], leaf: Any) -> Any:
     return leaf.astype(default) if is_number else leaf
 
 
-def beside(tree: PyTree, data: PyTree) -> PyTree:
+def placed_like(tree: PyTree, data: PyTree) -> PyTree:
     """The leaves of a tree on the devices of the data, where those were chosen explicitly.
 
     Otherwise the first result of a run would be committed to the data's device where its initial

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import default_property
 from jaxsgd.core.records import Batch, State
-from jaxsgd.core.trees import as_arguments, beside, gather
+from jaxsgd.core.trees import as_arguments, gather, placed_like
 from jaxsgd.samplers.base import Sampler
 
 # Calls a function of (number, data, batch, *args) for each part of a batch, on the rows of that
@@ -169,7 +169,7 @@ class ArrayRows(Rows):
 
     def placed(self, tree: PyTree) -> PyTree:
         """The tree on the devices of the arrays, where those were chosen explicitly."""
-        return beside(tree, self.arrays)
+        return placed_like(tree, self.arrays)
 
     def as_arguments(self) -> PyTree:
         """The arrays on a device.

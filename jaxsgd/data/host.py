@@ -201,8 +201,8 @@ class HostRows(StreamedRows):
                 _gather(source, index, out, where)
             except Exception as error:
                 rows, kind = f"rows {index.min()} to {index.max()}", type(error).__name__
-                told = f"{rows} of {where} could not be read: {kind}: {error}"
-                raise OSError(told) from error
+                message = f"{rows} of {where} could not be read: {kind}: {error}"
+                raise OSError(message) from error
             return out
 
         return jax.tree_util.tree_map_with_path(gather, self.arrays, out)

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
 from jaxsgd.core.records import Batch, State
-from jaxsgd.core.trees import beside, gather
+from jaxsgd.core.trees import gather, placed_like
 from jaxsgd.data.base import ArrayRows, Reduction, Rows, as_rows
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
@@ -46,7 +46,7 @@ class MeshRows(Rows):
       mesh: from `jax.make_mesh`.
       axis: the axis of the mesh.
       shards: how many logical shards, a multiple of the axis' devices.
-      size: n, needed where several processes each give their own rows: `process_rows` tells which.
+      size: n, needed where several processes each give their own rows: see `process_rows`.
 
     Raises:
       ValueError: no such axis, devices that do not divide the shards, or other rows than expected.
@@ -81,7 +81,7 @@ class MeshRows(Rows):
             raise ValueError(
                 f"process {jax.process_index()} gave MeshRows {given} rows, expected "
                 f"{held[own].sum()} of size={size}: where each process gives its own rows, size= "
-                "is that of all, and jaxsgd.process_rows(size, mesh) tells which"
+                "is that of all, and jaxsgd.process_rows(size, mesh) says which rows these are"
             )
         place = NamedSharding(self.mesh, P(self.axis))
 
@@ -123,7 +123,7 @@ class MeshRows(Rows):
 
     def placed(self, tree: PyTree) -> PyTree:
         """The tree on all devices of the mesh."""
-        return beside(tree, self.arrays)
+        return placed_like(tree, self.arrays)
 
     def as_arguments(self) -> "MeshRows":
         """The rows, which are in their places."""
@@ -138,26 +138,26 @@ class MeshRows(Rows):
         length = batch.index.shape[0]
         if length % self.shards:
             raise ValueError(
-                f"a batch has {length} slots, expected a multiple of the {self.shards} shards of "
+                f"a batch has length {length}, expected a multiple of the {self.shards} shards of "
                 "MeshRows, drawn by solver.sampler_for(rows)"
             )
 
         def reduce(of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> Any:
-            def local(rows: PyTree, first: jax.Array, batch: Batch, *args: PyTree) -> Any:
+            def on_device(rows: PyTree, first: jax.Array, batch: Batch, *args: PyTree) -> Any:
                 held = ArrayRows(rows).size
-                own = self.own(batch, first, held)
+                local = self.local_batch(batch, first, held)
                 if not is_keyed:
-                    total, after = of_part(None, rows, own, *args)
+                    total, after = of_part(None, rows, local, *args)
                     return lax.psum(total, self.axis), after
                 shards = held * self.shards // self.padded
                 numbers = first * self.shards // self.padded + jnp.arange(shards)
-                batches = jax.tree.map(lambda x: x.reshape(shards, -1), own)
+                batches = jax.tree.map(lambda x: x.reshape(shards, -1), local)
                 of_shard = lambda number, batch: of_part(number, rows, batch, *args)  # noqa: E731
                 totals, states = jax.vmap(of_shard)(numbers, batches)
                 total = lax.psum(jax.tree.map(lambda x: x.sum(0), totals), self.axis)
                 return total, jax.tree.map(lambda x: x[0], states)
 
-            return self.each(local, batch, *args)
+            return self.each(on_device, batch, *args)
 
         return reduce
 
@@ -187,9 +187,9 @@ class MeshRows(Rows):
         def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:
             return fn(rows, lax.axis_index(self.axis) * ArrayRows(rows).size, *args)
 
-        # In a sweep over a mesh of two axes this one is nested in the sweep's `shard_map`, which maps
-        # the runs alone. Mapped over both axes at once and unchecked, a `psum` would be transposed to
-        # a `psum`, and derivatives through it be wrong.
+        # In a sweep over a mesh of two axes this one is nested in the sweep's `shard_map`, which
+        # maps the runs alone. Mapped over both axes at once and unchecked, a `psum` would be
+        # transposed to a `psum`, and derivatives through it be wrong.
         around = jax.sharding.get_abstract_mesh().manual_axes
         spread = jax.shard_map(
             local,
@@ -201,16 +201,19 @@ class MeshRows(Rows):
         )
         return spread(self.arrays, args)
 
-    def own(self, batch: Batch, first: jax.Array, held: int) -> Batch:
-        """The slots of a `Sharded` batch whose rows lie from a place on, by their places there."""
+    def local_batch(self, batch: Batch, first: jax.Array, held: int) -> Batch:
+        """The part of a `Sharded` batch whose rows a device holds, indexed within those rows.
+
+        `first` is the number of the first row it holds, padding included, `held` how many it holds.
+        """
         count = batch.index.shape[0] * held // self.padded
-        slot = first // held * count
-        index, weight = (lax.dynamic_slice_in_dim(x, slot, count) for x in batch)
+        begin = first // held * count
+        index, weight = (lax.dynamic_slice_in_dim(x, begin, count) for x in batch)
         least, rest = divmod(self.size, self.shards)
         beyond = index - rest * (least + 1)
         shard = jnp.where(beyond < 0, index // (least + 1), rest + beyond // least)
         place = index + shard * (self._length - least) - jnp.minimum(shard, rest) - first
-        is_here = (place >= 0) & (place < held)  # else the batch was not drawn from these shards
+        is_here = (place >= 0) & (place < held)  # otherwise it was not drawn from these shards
         return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
 
     def weights(self, sample_weight: Any, first: jax.Array, held: int) -> jax.Array:
@@ -287,7 +290,7 @@ def _own_shards(mesh: Mesh, axis: str, shards: int) -> slice:
 
 
 def _padded(x: Any, counts: np.ndarray, most: int) -> Any:
-    """Shards made as long as the longest, by a row of their own."""
+    """Shards padded to the length of the longest, each by one of its rows."""
     if counts.min() == most:
         return x
     first = np.cumsum(counts) - counts

@@ -35,7 +35,8 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
       TypeError: another loss, a `keyed` one without a key, or rows that stay on the host.
 
     >>> y = jnp.array([1.0, 3.0])  # gradients -1 and -3
-    >>> noise = jaxsgd.diagnostics.noise_scale(lambda theta, y: (theta - y) ** 2 / 2, jnp.zeros(()), y)
+    >>> loss = lambda theta, y: (theta - y) ** 2 / 2
+    >>> noise = jaxsgd.diagnostics.noise_scale(loss, jnp.zeros(()), y)
     >>> float(noise.variance), float(noise.signal), float(noise.scale)
     (1.0, 4.0, 0.25)
     """

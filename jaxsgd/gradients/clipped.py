@@ -36,14 +36,14 @@ class PerExampleClipped(Gradient):
     weight 0 play no part, whatever their rows.
 
     Args:
-      loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss` of them without a model state.
+      loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss` without a model state.
       max_norm: C, above 0. A leaf.
       noise: the noise multiplier, at least 0; 0 draws none. A leaf, where it is not the number 0.
       row_scale: the weight of one row, `1 / (q n)` under `Poisson`, `1 / B` in whole batches: an
         argument, so that an empty batch has its noise too. Needed with noise.
 
     Raises:
-      TypeError: a loss of whole batches, or with a model state: rows have no gradients of their own.
+      TypeError: a loss of whole batches, or with a model state: a row has no gradient there.
       ValueError: a norm or noise below its bound, or noise without a `row_scale`.
 
     Abadi et al., "Deep learning with differential privacy" (2016).
@@ -124,7 +124,7 @@ class PerExampleClipped(Gradient):
 
             values, back, aux = jax.vjp(losses, wide, has_aux=True)
             grads = back(self._factor(weight, squares).astype(values.dtype))[0]
-        # in an empty batch all slots hold a row that was not drawn
+        # in an empty batch every position holds a row that was not drawn
         grads, loss, aux = jax.tree.map(
             lambda x: jnp.where(jnp.any(weight != 0), x, 0),
             (grads, weigh(weight, values), weigh(weight, aux)),

@@ -77,14 +77,15 @@ class MinibatchGradient(Gradient):
     def init(
         self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None
     ) -> GradientState:
-        """The state before the first step. `model_state` is the model state of a loss with `has_model_state`."""
+        """The state before the first step, from the model state of a loss that has one."""
         if self.loss.has_model_state and model_state is None:
             raise ValueError(
                 "the loss has a model state, expected model_state=, the state it starts from"
             )
         if not self.loss.has_model_state and model_state is not None:
             raise ValueError(
-                "model_state was given, but the loss has none; give RowLoss(fn, has_model_state=True)"
+                "model_state was given, but the loss has none; give "
+                "RowLoss(fn, has_model_state=True)"
             )
         if not self.loss.keyed:
             return GradientState(model_state=model_state)
@@ -108,7 +109,7 @@ class MinibatchGradient(Gradient):
         return Estimate(loss, grads, aux), GradientState(state.key, step, model_state)
 
     def value(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> jax.Array:
-        """The loss (float[]) of the same batch, under the same key and model state, at other params."""
+        """The loss of the same batch, with the same key and model state, at other params."""
         return self._total(params, data, batch, state)[0]
 
     def _total(
@@ -120,11 +121,11 @@ class MinibatchGradient(Gradient):
 
 
 def _model_state_like(model_state: PyTree, before: PyTree) -> PyTree:
-    """The new model state in the dtypes of the old one; another structure, shape or kind is refused."""
+    """The new model state in the dtypes of the old one; another form is refused."""
     if validation.form(model_state) != validation.form(before):
-        told = [jax.tree.map(jnp.shape, tree) for tree in (model_state, before)]
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (model_state, before)]
         raise ValueError(
-            f"the loss returned a model state of shapes {told[0]}, but was given {told[1]}"
+            f"the loss returned a model state of shapes {shapes[0]}, but was given {shapes[1]}"
         )
 
     def cast(new: Any, old: jax.Array) -> jax.Array:

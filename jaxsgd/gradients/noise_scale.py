@@ -43,24 +43,27 @@ class NoiseState(NamedTuple):
 
 @part
 class NoiseScaleGradient(Gradient):
-    """Another gradient, which also tells how noisy it is: `Info.noise`.
+    """Another gradient, which also estimates how noisy it is: `Info.noise`.
 
-    The batch is taken in two halves, every other slot, with gradients g1 and g2 of b1 and b2 rows.
-    Without bias `|G|^2` is `g1 . g2` and `tr(Sigma)` is `|g1 - g2|^2 / (1/b1 + 1/b2)`, which is
-    McCandlish's form for any halves. Single steps are noisy, so both are running means, and `scale`
-    is their ratio (the mean of ratios would be biased). A step with an empty half changes nothing;
-    before the first one without, they are NaN. They come `1 / (1 - decay)` steps late, and a
-    `scale` below 0 says that they are too noisy to tell. Rows drawn without replacement from n give
-    `n / (n - 1)` of the variance, and that over n less of the signal: too large a scale where it is
-    not far below n. Of `Stratified` and `Sharded` batches it is the variance within classes and
-    shards, of `ImportanceSampled` ones that of the weighted gradients; rows of `Poisson` come in
-    order, so shuffle sorted data before, and of q n rows the signal is `1 / (q n)` too large.
+    The batch is taken in two halves, every other position, with gradients g1 and g2 of b1 and b2
+    rows. `|G|^2` is estimated without bias by `g1 . g2`, and `tr(Sigma)` by
+    `|g1 - g2|^2 / (1/b1 + 1/b2)`, which is McCandlish's form for any halves. Single steps are noisy,
+    so both are running means, and `scale` is their ratio (the mean of ratios would be biased). A
+    step with an empty half changes nothing; before the first step without one, they are NaN. They
+    lag by `1 / (1 - decay)` steps, and a `scale` below 0 means that they are too noisy for an
+    estimate.
 
-    Told to `record`; after `fit` the sums are in `result.state.gradient`. The gradient is the same
-    to rounding, and costs up to half more.
+    Rows drawn without replacement from n give `n / (n - 1)` of the variance, and that over n less of
+    the signal: too large a scale where it is not far below n. For `Stratified` and `Sharded` batches
+    it is the variance within classes and shards, for `ImportanceSampled` batches that of the
+    weighted gradients. Rows of `Poisson` batches are in the order of the data, so shuffle sorted
+    data before; of q n rows the signal is `1 / (q n)` too large.
+
+    The estimate is `Info.noise`, for `record`; after `fit` the sums are in `result.state.gradient`.
+    The gradient is the same to rounding, and costs up to half more.
 
     Args:
-      gradient: a gradient that is a sum over rows, or a loss, which becomes `MinibatchGradient(loss)`.
+      gradient: a gradient that is a sum over rows, or a loss.
       decay: of the running means, 0 (a step's own) to below 1 (0.99: some hundred steps). A leaf.
 
     Raises:
@@ -128,7 +131,7 @@ class NoiseScaleGradient(Gradient):
         return total._replace(noise=noise), after
 
     def value(self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState) -> jax.Array:
-        """The loss (float[]) of the same batch, under the same key and model state, at other params."""
+        """The loss of the same batch, with the same key and model state, at other params."""
 
         def of_part(i: int, rows: PyTree, half: Batch) -> jax.Array:
             own = for_part(self.gradient, state.gradient, i)

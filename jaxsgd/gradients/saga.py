@@ -25,7 +25,7 @@ class SAGAState(NamedTuple):
     table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
     mean: PyTree
     rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
-    slot: jax.Array  # int32[n], scratch: which slot of a batch speaks for a row
+    slot: jax.Array  # int32[n], scratch: which position of a batch counts for a row
     model_state: PyTree = None
 
 
@@ -48,10 +48,10 @@ class SAGA(Gradient):
     batch. All are 0 at first. Unbiased, as the batch is, and its variance goes to 0 where g_i stand
     still: with a constant rate (`Smoothness.rate`) it converges linearly where the objective is
     strongly convex. With `Proximal` it solves L1 problems. A row counts once, whether it has
-    several slots or one of weight 0 beside.
+    several positions or one of weight 0.
 
     The table holds n gradients, and of `ModelLoss(Linear(...), fn)` n outputs: a row's gradient is
-    its error times its input. It is written in place, but `run_until`, which looks at each step
+    its error times its input. It is written in place, but `run_until`, which checks each step
     before it counts, copies it: prefer `run`, `chunks` or `fit` where n is large.
 
     Args:
@@ -99,22 +99,22 @@ class SAGA(Gradient):
     ) -> tuple[Estimate, SAGAState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
         check_size(len(state.slot), as_rows(data).size, self)
-        # The table is written in place, by an addition at the batch's rows. `slot`, a scratch array,
-        # says which position of the batch counts for a row that is in it more than once.
+        # The table is written in place, by an addition at the batch's rows. `slot`, a scratch
+        # array, says which position of the batch counts for a row that is in it more than once.
         index, weight = batch.index, batch.weight.astype(accumulator_of(params))
         rows, slot, n = take(data, index), state.slot, len(state.slot)
         if len(index) > 1:
             lane = jnp.arange(len(index), dtype=jnp.int32)
             slot = slot.at[jnp.where(weight != 0, index, n)].set(lane, mode="drop")
-            speaks = (take(slot, index) == lane) & (weight != 0)
+            counts = (take(slot, index) == lane) & (weight != 0)
         else:  # twice: the read of a single row XLA fuses with its write, and copies the table
             index, weight = jnp.repeat(index, 2), jnp.pad(weight, (0, 1))
             rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
-            speaks = weight != 0
+            counts = weight != 0
 
         losses, aux, now, summed = self._seen(params, rows)
         change = jax.tree.map(jnp.subtract, now, take(state.table, index))
-        once = jax.tree.map(lambda x: jnp.where(_along(speaks, x), x, 0), change)
+        once = jax.tree.map(lambda x: jnp.where(_along(counts, x), x, 0), change)
         step = summed(jax.tree.map(lambda x: x * _along(weight, x), change))
         grads = jax.tree.map(jnp.add, step, state.mean)
         more = jax.tree.map(lambda x, rest: x / n + rest, summed(once), state.rest)
@@ -130,8 +130,8 @@ class SAGA(Gradient):
         if self._is_linear_model:
             loss = self.loss.fn
             dtype = accumulator_of(params)
-            told = loss.errors(like(wide, params), rows)
-            losses, (error,), inputs = jax.tree.map(lambda x: x.astype(dtype), told)
+            values = loss.errors(like(wide, params), rows)
+            losses, (error,), inputs = jax.tree.map(lambda x: x.astype(dtype), values)
             return losses, None, error, lambda e: like(loss.summed((e,), inputs), wide)
 
         def one(wide: PyTree, row: PyTree) -> tuple[jax.Array, Any]:

@@ -40,7 +40,7 @@ def run(
       data: the rows, as given to `solver.init`.
       steps: how many, a multiple of `record_every`; static.
       record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
-        of it): a function, told apart by its identity (define it once, not in the call), or a
+        of it): a function (define it once, not in the call: another object compiles again), or a
         callable pytree. Without it, an `Info` of `step` and `loss`.
       record_every: keep only the step that ends each window of so many steps; what is not recorded is not
         computed.

@@ -1,7 +1,8 @@
-"""Random words of a step, hashed from the key's words, the step and the slot.
+"""Random words of a step, hashed from the key's words, the step and the position in the batch.
 
-`jax.random.bits(fold_in(key, step))` would cost more than the rest of a small step. The words pass
-the statistics in the tests, as the shuffles do, and are no cipher.
+Each word is hashed on its own, as the round keys of a shuffle are. `jax.random.bits(fold_in(key,
+step))` would take longer than the rest of a small step: 1.1 of 1.6 us (CPU). The words pass the
+statistical tests, but they are not a cipher.
 """
 
 from collections.abc import Callable
@@ -12,28 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsgd.random.permutation import GOLDEN, hashes, mix
+from jaxsgd.random.permutation import GOLDEN, hash_key, mix
 
 
-def words(key: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The upper and lower words (uint32[count]) of so many random 64-bit numbers, one a slot."""
-    one, other = hashes(key, step)
-    lane = jnp.arange(count, dtype=jnp.uint32) * GOLDEN
-    # each of these two takes no word twice; their sum does, as random words do
-    low = mix(one + lane)
-    return mix(low + mix(other ^ lane)), low
+def random_words(key: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The upper and lower words (uint32[count]) of `count` random 64-bit integers."""
+    first, second = hash_key(key, step)
+    position = jnp.arange(count, dtype=jnp.uint32) * GOLDEN
+    # Each of the two hashes maps different positions to different words. Their sum may repeat a
+    # word, as random words do.
+    low = mix(first + position)
+    return mix(low + mix(second ^ position)), low
 
 
-def below(drawn: tuple[jax.Array, jax.Array], most: int) -> jax.Array:
-    """Numbers (int32) in 0..most-1: `floor(drawn * most / 2**64)`, uniform to most / 2**64."""
-    high, low = drawn
-    scaled = high * np.uint32(most)
-    carry = scaled + upper(low, np.uint32(most)) < scaled
-    return (upper(high, np.uint32(most)) + carry).astype(jnp.int32)
+def randint_below(words: tuple[jax.Array, jax.Array], bound: int) -> jax.Array:
+    """Integers (int32) in 0..bound-1 from 64-bit words: `floor(word * bound / 2**64)`.
+
+    Each integer has probability 1 / bound, up to a relative error of bound / 2**64.
+    """
+    high, low = words
+    scaled = high * np.uint32(bound)
+    carry = scaled + multiply_high(low, np.uint32(bound)) < scaled
+    return (multiply_high(high, np.uint32(bound)) + carry).astype(jnp.int32)
 
 
-def upper(x: Any, y: Any) -> Any:
-    """The upper word of the product of two words (uint32): JAX has no 64 bits unless asked for."""
+def multiply_high(x: Any, y: Any) -> Any:
+    """The upper 32 bits of the 64-bit product of two uint32.
+
+    By products of halves, because JAX has 64-bit integers only in x64 mode.
+    """
     x_low, x_high = x & np.uint32(0xFFFF), x >> np.uint32(16)
     y_low, y_high = y & np.uint32(0xFFFF), y >> np.uint32(16)
     middle = x_high * y_low + ((x_low * y_low) >> np.uint32(16))
@@ -41,11 +49,12 @@ def upper(x: Any, y: Any) -> Any:
     return x_high * y_high + (middle >> np.uint32(16)) + (rest >> np.uint32(16))
 
 
-def rounds(count: int, turn: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """`turn(i, carry)` for i in 0..count-1, each over all slots.
+def short_loop(count: int, body: Callable[[Any, Any], Any], init: Any) -> Any:
+    """`lax.fori_loop(0, count, body, init)` for a few iterations over the whole batch.
 
-    A CPU would else compute a slot's whole chain of turns before the next one's, and again for each
-    operation that reads it.
+    It is unrolled, except on a CPU. There a single expression would take each position through all
+    iterations before the next position, and would be computed again for each operation that reads
+    it.
     """
     is_cpu = jax.default_backend() == "cpu"
-    return lax.fori_loop(0, count, turn, carry, unroll=1 if is_cpu else max(count, 1))
+    return lax.fori_loop(0, count, body, init, unroll=1 if is_cpu else max(count, 1))

@@ -81,7 +81,7 @@ def permute_epoch(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: 
     The epoch is hashed together with the key's words: `fold_in` at each step would take longer than
     the rest of a small step.
     """
-    return permute_each(key, epoch, positions, networks(np.uint32(size)))
+    return permute_each(key, epoch, positions, networks(size), np.uint32(0))
 
 
 class Networks(NamedTuple):
@@ -99,9 +99,10 @@ def networks(size: Any) -> Networks:
 
     The sides: of 32 candidates for a, from the root of the size down, the one with the least excess
     a b - size. For sizes with a factor near their root (1,000, 60,000, a million) the excess is 0,
-    and no cycle walking is compiled. One of the sides must be even: a round adds to one side by an
-    amount that depends on the other, which for two odd sides is always an even permutation, so that
-    half of all permutations would never occur. Both sides are at most 2**16, as `_round` needs.
+    and no cycle walking is compiled. One of the sides must be even: a round is a cyclic shift of
+    each row or column of an a x b table, and a shift of an odd number of entries is an even
+    permutation, so that two odd sides would give even permutations only. Both sides are at most
+    2**16, as `_round` needs.
 
     The rounds: as many as the statistical tests need.
 
@@ -128,57 +129,53 @@ def networks(size: Any) -> Networks:
 
 
 def permute_each(
-    key: jax.Array,
-    epoch: jax.Array,
-    positions: jax.Array,
-    networks: Networks,
-    salt: Any = np.uint32(0),
+    key: jax.Array, epoch: jax.Array, positions: jax.Array, networks: Networks, salt: Any
 ) -> jax.Array:
     """Rows (int32) at positions, each of the permutation of its own size and salt (uint32).
 
     The sizes and sides of `networks` and the salts broadcast against `positions`, which are not
     checked to be below their sizes.
     """
-    size = networks.size
-    keys = _round_keys(key, epoch, networks.rounds)
-    pairs = jnp.stack(keys).reshape(len(keys) // 2, 2, *keys[0].shape)
-    x = _encrypt(positions.astype(jnp.uint32), pairs, networks, salt)
-    if networks.excess > 0:
-        # The orbit of a row leaves 0..size-1 for at most a b - size encryptions in a row. The loop
-        # is bounded by that number all the same: if it could not end, the device would hang.
-        _, x = lax.while_loop(
-            lambda c: jnp.any(c[1] >= size) & (c[0] < networks.excess),
-            lambda c: (
-                c[0] + 1,
-                jnp.where(c[1] >= size, _encrypt(c[1], pairs, networks, salt), c[1]),
-            ),
-            (jnp.uint32(0), x),
-        )
+    size, _, _, rounds, excess = networks
+    keys: Any = _round_keys(key, epoch, rounds)
+    # A CPU loops over the rounds, each for all positions: 0.7 us a step instead of 1.2. In a single
+    # expression it takes one vector of positions through all rounds, and each round waits for the
+    # result of the one before. Larger arrays would leave the nearest cache.
+    in_loop = positions.size in LOOPED and jax.default_backend() == "cpu"
+    keys = jnp.stack(keys) if in_loop else keys
+    x = _encrypt(positions.astype(jnp.uint32), keys, networks, salt, in_loop)
+    if excess > 0:
+        # Cycle walking. An orbit is outside 0..size-1 for at most a b - size encryptions in a row.
+        # The loop is bounded by that number all the same: without an end it would hang the device.
+        def walk(state: Any) -> Any:
+            turn, x = state
+            again = _encrypt(x, keys, networks, salt, in_loop)
+            return turn + 1, jnp.where(x >= size, again, x)
+
+        is_outside = lambda state: jnp.any((state[1] >= size) & (state[0] < excess))  # noqa: E731
+        _, x = lax.while_loop(is_outside, walk, (jnp.uint32(0), x))
     return x.astype(jnp.int32)
 
 
-def _encrypt(x: jax.Array, pairs: jax.Array, networks: Networks, salt: Any) -> jax.Array:
+def _encrypt(x: jax.Array, keys: Any, networks: Networks, salt: Any, in_loop: bool) -> jax.Array:
     """One pass of the network: a bijection on 0..a*b-1."""
     _, a, b, rounds, _ = networks
 
-    def two_rounds(halves: Any, keys: Any) -> Any:
+    def two_rounds(i: Any, halves: Any) -> Any:
         left, right = halves
-        left = _round(left, right, keys[0] ^ salt, a)
-        return left, _round(right, left, keys[1] ^ salt, b)
+        left = _round(left, right, keys[2 * i] ^ salt, a)
+        return left, _round(right, left, keys[2 * i + 1] ^ salt, b)
 
-    # Read as x = r a + l and written as l b + r, the other way round: adjacent positions differ in
-    # l, and if l were also the low half of the result, those whose difference survives the rounds
-    # would come out adjacent.
+    # Read as x = r a + l and written as l b + r, the other way round: positions that are adjacent
+    # differ in l. If l were the low half of the result as well, those whose difference survives all
+    # rounds would come out adjacent.
     right = quotient(x, a) if np.ndim(a) else x // a  # a constant divisor becomes a product
     halves = x - right * a, right
-    if x.size in LOOPED and jax.default_backend() == "cpu":
-        # A loop over the rounds, each for all positions: 0.7 us a step instead of 1.2. In a single
-        # expression a CPU takes one vector of positions through all rounds, and each round waits
-        # for the result of the one before. Larger arrays leave the nearest cache.
-        halves = lax.fori_loop(0, rounds // 2, lambda i, h: two_rounds(h, pairs[i]), halves)
+    if in_loop:
+        halves = lax.fori_loop(0, rounds // 2, two_rounds, halves)
     else:
         for i in range(rounds // 2):
-            halves = two_rounds(halves, pairs[i])
+            halves = two_rounds(i, halves)
     return halves[0] * b + halves[1]
 
 

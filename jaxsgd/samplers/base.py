@@ -6,7 +6,7 @@ any step and continued with the same batches.
 
     Sampler            init, update, batch    any state, such as a table of probabilities
       CounterSampler   batch                  the state is a key and a counter
-        EpochSampler   rows                   each epoch visits each row once, in an order of its own
+        EpochSampler   rows                   each epoch visits each row once, in the order it gives
 """
 
 import abc
@@ -51,8 +51,11 @@ class Sampler(abc.ABC):
     ...     batch_size: int = jaxsgd.static()
     ...     size: int | None = jaxsgd.static(default=None)
     ...     def batch(self, key, step):
-    ...         draws = jax.random.randint(jax.random.fold_in(key, step), self.batch_size, 0, self.size)
-    ...         return jaxsgd.Batch(draws // 2 * 2, jnp.full(self.batch_size, 1 / self.batch_size))
+    ...         half, shape = (self.size + 1) // 2, (self.batch_size,)
+    ...         drawn = jax.random.randint(jax.random.fold_in(key, step), shape, 0, half)
+    ...         return jaxsgd.Batch(2 * drawn, jnp.full(shape, 1 / self.batch_size))
+    >>> EvenRows(3, size=100).batch(jax.random.key(0), 0).index.tolist()
+    [82, 22, 94]
     """
 
     size: int | None
@@ -120,7 +123,7 @@ class CounterSampler(Sampler):
     """A sampler whose state is a key and a counter: `batch` is all that it defines."""
 
     def init(self, key: jax.Array) -> SamplerState:
-        """The state before the first batch. `key` is only folded: derive other keys by `fold_in`."""
+        """The state before the first batch. `key` is only folded; derive others by `fold_in`."""
         return SamplerState(validation.key(key), jnp.zeros((), jnp.int32))
 
     def update(self, state: SamplerState) -> tuple[Batch, SamplerState]:

@@ -12,7 +12,7 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
 from jaxsgd.core.records import Batch
 from jaxsgd.core.trees import gather
-from jaxsgd.random.bits import rounds, words
+from jaxsgd.random.bits import random_words, short_loop
 from jaxsgd.samplers.base import Sampler
 
 SPARE = 2**18  # words kept for what a float32 sum is wrong by, at most 64 roundings a level
@@ -100,7 +100,7 @@ class ImportanceSampled(Sampler):
 
     def update(self, state: ImportanceState) -> tuple[Batch, ImportanceState]:
         """The next batch by the state's table, and the state after it."""
-        word = words(state.key, state.step, self.batch_size)[0]
+        word = random_words(state.key, state.step, self.batch_size)[0]
         index, share = _found(state.last, word)
         weight = state.scale / self.batch_size / share
         return Batch(index, weight), state._replace(step=state.step + 1)
@@ -118,7 +118,7 @@ def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
             f"ImportanceSampled's probabilities are of shape {probabilities.shape}, expected one "
             "number a row"
         )
-    # Integers, whose cumulative sums are exact: those of float32 give many of ten million rows nothing.
+    # Integers have exact cumulative sums: those of float32 give many of ten million rows nothing.
     # Padded to a power of two, so that the search needs no bounds.
     n = probabilities.shape[0]
     probabilities = probabilities / jnp.max(probabilities)  # so that no sum or product overflows
@@ -154,5 +154,5 @@ def _found(last: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     most = jnp.full(word.shape, MOST)  # also -1, the word before the first
     found = jnp.zeros(word.shape, jnp.int32), most, most
-    index, below, above = rounds(bits, look, found)
+    index, below, above = short_loop(bits, look, found)
     return index, (above - below - 1).astype(float) + 1

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from jaxsgd.core import validation
 from jaxsgd.core.part import number, part, set_fields, static
 from jaxsgd.core.records import Batch
-from jaxsgd.random.bits import words
+from jaxsgd.random.bits import random_words
 from jaxsgd.samplers.base import Sampler
 
 FINE = 2**22  # rows up to which gaps are told to one by a float32
@@ -90,7 +90,7 @@ class Poisson(Sampler):
         """The batch, and whether there was more than it holds (bool[])."""
         n, rate, slots = self.known_size, jnp.asarray(self.rate, float), self.capacity
         # whole vectors of 8: what is left of one costs a CPU as much as all before it
-        drawn = words(key, jnp.asarray(step, jnp.int32), -(-(slots + 1) // 8) * 8)
+        drawn = random_words(key, jnp.asarray(step, jnp.int32), -(-(slots + 1) // 8) * 8)
         place = _sums(_gaps(drawn, -jnp.log1p(-rate), n) + 1, n + 1) - 1
         is_in = place < n
         index = jnp.where(is_in, place, jnp.where(is_in[0], place[0], 0)).astype(jnp.int32)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, static
 from jaxsgd.core.records import Batch
-from jaxsgd.random.bits import below, words
+from jaxsgd.random.bits import randint_below, random_words
 from jaxsgd.samplers.base import CounterSampler, uniform
 
 
@@ -31,5 +31,5 @@ class WithReplacement(CounterSampler):
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        drawn = words(validation.key(key), jnp.asarray(step, jnp.int32), self.batch_size)
-        return Batch(below(drawn, self.known_size), uniform(self.batch_size))
+        drawn = random_words(validation.key(key), jnp.asarray(step, jnp.int32), self.batch_size)
+        return Batch(randint_below(drawn, self.known_size), uniform(self.batch_size))

@@ -1,4 +1,4 @@
-"""Batches with each class in proportion."""
+"""A sampler of batches with each class in proportion."""
 
 import math
 from collections.abc import Callable
@@ -14,45 +14,48 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, set_fields, static
 from jaxsgd.core.records import Batch
 from jaxsgd.core.trees import gather
-from jaxsgd.random.bits import below, words
-from jaxsgd.random.permutation import GOLDEN, mix, permute_each, quotient, shapes
+from jaxsgd.random.bits import randint_below, random_words
+from jaxsgd.random.permutation import GOLDEN, mix, networks, permute_each, quotient
 from jaxsgd.samplers.base import CounterSampler
 
-MOST_STEPS = 2**26  # of an epoch: more would overflow the products of `_first_place`
+MOST_STEPS = 2**26  # per epoch; the products in `_first_place` would overflow with more
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @part
 class Stratified(CounterSampler):
-    """Each class in every batch in proportion, shuffled on its own (stratified sampling).
+    """Batches with each class in proportion, shuffled within each class (stratified sampling).
 
-    An epoch has `T = ceil(n / B)` steps and n places, class after class: n_c for class c, or its
-    part of n by `proportions`, one at least. A step takes every T-th place from one of its own on
-    (systematic sampling), so it has as many rows of each class as any other step, give or take one,
-    and a class of fewer rows than steps is spread over the epoch, from a random phase. In
-    proportion an epoch visits each row once; else a class begins anew as often as it must.
+    `weight = n_c / (n v)` for each of the v rows of class c in a batch, of n_c in the data.
 
-    With m_c places for class c, the v rows of it in a batch weigh `n_c / (n v)` each, or, where
-    m_c < T and some steps have none, `n_c T / (n m_c)`. So each step is unbiased for the mean over
-    the data, whatever the proportions. For another objective give the solver a `sample_weight`.
+    An epoch has `T = ceil(n / B)` steps and n places in the order of the classes: m_c = n_c for
+    class c, or its share of n by `proportions`, at least one. A step takes every T-th place, from a
+    first place that differs from step to step (systematic sampling). Its number of rows of a class
+    therefore differs by at most one from that of any other step, and a class with fewer places than
+    steps is spread evenly over the epoch, from a random phase. In proportion, an epoch visits each
+    row once; otherwise a class is passed through as often as its places require.
+
+    Where m_c < T some steps have no row of class c, and its rows weigh `n_c T / (n m_c)`. So each
+    step is unbiased for the mean over the data, whatever the proportions. To weigh the classes in
+    the objective, give the solver a `sample_weight`.
 
     Args:
-      labels: int[n]: the class of each row. Its counts are part of the program.
-      batch_size: B, the number of slots of a batch, 1 to n.
-      proportions: None, or for each class, in the order of the sorted labels, its part of a batch,
-        above 0; scaled to sum to 1.
+      labels: int[n], the class of each row. The number of rows of each class is static.
+      batch_size: B, the number of rows of a batch, 1 to n.
+      proportions: the share of each class in a batch, in the order of the sorted labels, above 0;
+        scaled to sum to 1. None takes the shares of the data.
 
     Raises:
-      TypeError: labels that are no integers, or traced.
+      TypeError: labels that are not integers, or that are traced.
       ValueError: a batch size below 1 or above the number of rows, more than 2**26 steps an epoch,
-        or proportions that are not one for each class, above 0.
-
-    Cochran, "Sampling techniques" (1977), chapters 5 and 8.
+        or proportions that are not one number above 0 per class.
 
     >>> labels = jnp.array([0, 0, 1, 0, 0, 1, 0, 0])
     >>> sampler = jaxsgd.Stratified(labels, 4)
     >>> [labels[sampler.batch(jax.random.key(0), t).index].tolist() for t in range(2)]
     [[0, 0, 0, 1], [0, 0, 0, 1]]
+
+    References: Cochran, "Sampling techniques" (1977), chapters 5 and 8.
     """
 
     labels: Any
@@ -89,48 +92,63 @@ class Stratified(CounterSampler):
         return -(-self.size // self.batch_size)
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
-        """Batch `step` (int32[]) of the run with this key: its rows class after class."""
+        """Batch `step` (int32[]) of the run with this key, its rows in the order of the classes."""
         n, steps, key = self.size, self.steps_per_epoch, validation.key(key)
         counts = np.array(self.counts)
         places = counts if self.proportions is None else _places(self.proportions, n)
-        begins, rows = np.cumsum(places) - places, np.cumsum(counts) - counts
-        size, a, b, rounds = shapes(counts)
-        salt = mix(np.arange(len(counts), dtype=np.uint32) * GOLDEN)  # for a shuffle of its own
+        begins = np.cumsum(places) - places
 
-        step, lane = jnp.asarray(step, jnp.int32), np.arange(self.batch_size, dtype=np.int32)
+        step, position = jnp.asarray(step, jnp.int32), np.arange(self.batch_size, dtype=np.int32)
         epoch, turn = jax.lax.div(step, jnp.int32(steps)), jax.lax.rem(step, jnp.int32(steps))
         first = _first_place(key, epoch, turn, steps)
-        last = (n - 1 - first) // steps
-        place = first + lane * steps
-        of_class = _by_class(begins, place, steps)
-        position = jnp.minimum(place - of_class(begins), of_class(places - 1))
-        salt = of_class(salt)
-        if self.proportions is not None:  # the class may have been passed through before
-            divide = quotient if (places // counts).max() < 2**20 else jax.lax.div
-            position, rows_of = position.astype(jnp.uint32), of_class(size)
-            passes = divide(position, rows_of)
-            position -= passes * rows_of
-            salt += passes * GOLDEN
+        place = first + position * steps
+        valid = position <= (n - 1 - first) // steps
+        of_class = _class_lookup(begins, place, steps)
 
-        shape = (*(of_class(x) for x in (size, a, b)), rounds)
-        row = of_class(rows) + permute_each(key, epoch, position, salt, shape)
+        place = jnp.minimum(place - of_class(begins), of_class(places - 1))  # within the class
+        row = self._rows(key, epoch, place, places, of_class)
 
-        def before(place: np.ndarray) -> jax.Array:
-            """How many of this step's places are before the first or last one of a class."""
-            whole, rest = np.divmod(place, steps)
+        def before(end: np.ndarray) -> jax.Array:
+            """How many places of this step come before the first or last place of a class."""
+            whole, rest = np.divmod(end, steps)
             return of_class(whole) + (of_class(rest) > first)
 
         taken = (before(begins + places) - before(begins)).astype(float)
         taken = jnp.where(of_class(places >= steps), taken, of_class(places / steps))
-        weight = jnp.where(lane <= last, of_class(counts) / taken / n, 0)
-        row = jnp.where(lane <= last, row, row[0])
-        return Batch(gather(self.order, row), weight)
+        weight = jnp.where(valid, of_class(counts) / taken / n, 0)
+        return Batch(gather(self.order, jnp.where(valid, row, row[0])), weight)
+
+    def _rows(
+        self,
+        key: jax.Array,
+        epoch: jax.Array,
+        place: jax.Array,
+        places: np.ndarray,
+        of_class: Callable[[Any], jax.Array],
+    ) -> jax.Array:
+        """The rows (int32[B]), numbered class after class, at places of the classes' shuffles."""
+        counts = np.array(self.counts)
+        all_networks = networks(counts)
+        size, a, b = (of_class(x) for x in all_networks[:3])
+        # a salt per class, because two classes of the same size must not have the same shuffle
+        salt = of_class(mix(np.arange(len(counts), dtype=np.uint32) * GOLDEN))
+        if self.proportions is not None:  # the class may have been passed through before
+            divide = quotient if (places // counts).max() < 2**20 else jax.lax.div
+            place = place.astype(jnp.uint32)
+            passes = divide(place, size)
+            place -= passes * size
+            salt += passes * GOLDEN
+        own_networks = all_networks._replace(size=size, a=a, b=b)
+        begins = np.cumsum(counts) - counts
+        return of_class(begins) + permute_each(key, epoch, place, own_networks, salt)
 
 
-def _by_class(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[[Any], jax.Array]:
-    """What looks up the entry of each place's class in a table; places are `lane * steps + first`.
+def _class_lookup(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[[Any], jax.Array]:
+    """A function that looks up, in a table by class, the entry for the class of each place.
 
-    Where few classes share a lane it selects among constants: no look into memory, no search.
+    Places are `position * steps + first`, first < steps, so that a position in the batch can only
+    have a few classes. Up to four of them are selected among constants, which takes neither a
+    gather nor a search.
     """
     low = np.arange(len(place)) * steps
     least = np.searchsorted(begins, low, side="right") - 1
@@ -154,22 +172,25 @@ def _by_class(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[[Any
 
 
 def _first_place(key: jax.Array, epoch: jax.Array, turn: jax.Array, steps: int) -> jax.Array:
-    """A step's first place: `(turn * stride + phase) mod steps`.
+    """The first place that a step takes: `(turn * stride + phase) mod steps`.
 
-    The product is taken modulo 2**32, and the quotient from floats, off by a few at most.
+    The product wraps modulo 2**32. So does `quotient * steps`, whose quotient is computed in
+    floats and off by a few at most; the difference is exact.
     """
     stride = _stride(steps)
-    phase = below(words(key, -1 - epoch, 1), steps)[0]  # of a number that no shuffle has
+    words = random_words(key, -1 - epoch, 1)  # a number that no epoch's shuffle is hashed from
+    phase = randint_below(words, steps)[0]
     quotient = (turn.astype(jnp.float32) * np.float32(stride / steps)).astype(jnp.int32)
     return jnp.remainder(turn * stride + phase - quotient * steps, steps)
 
 
 @lru_cache
 def _stride(steps: int) -> int:
-    """A number without a common factor, near the golden ratio of the steps.
+    """A number coprime to `steps`, near `steps` times the golden ratio.
 
-    Of the candidates the one whose ratio is worst approximated by fractions (its continued fraction
-    has small terms), so that steps which take neighbouring places, a small class, lie far apart.
+    Of the candidates, the one whose ratio to `steps` is worst approximated by fractions: the
+    largest term of its continued fraction is least. Steps that take adjacent places, those of a
+    rare class, are then far apart.
     """
 
     def largest_term(stride: int) -> int:
@@ -187,10 +208,10 @@ def _stride(steps: int) -> int:
 
 @lru_cache
 def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:
-    """The places (int32[K]) of each class in an epoch, n in all and at least one each."""
+    """How many of the n places of an epoch each class has (int32[K]), at least one each."""
     exact = np.array(proportions) / sum(proportions) * n
     places = np.maximum(np.floor(exact), 1).astype(np.int32)
-    while places.sum() > n:  # classes of less than one place
+    while places.sum() > n:  # some classes had less than one place
         places[places.argmax()] -= 1
     places[np.argsort(places - exact, kind="stable")[: n - places.sum()]] += 1
     return places
@@ -199,13 +220,14 @@ def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:
 def _checked_labels(labels: Any) -> np.ndarray:
     if isinstance(labels, jax.core.Tracer):
         raise TypeError(
-            "Stratified's labels are traced, expected numbers: their counts shape the program"
+            "Stratified's labels are traced, expected concrete numbers: the number of rows of each "
+            "class is static; create the sampler outside of jit and vmap"
         )
     host = np.asarray(labels)
     if host.ndim != 1 or host.dtype.kind not in "iub" or len(host) == 0:
         raise TypeError(
-            f"Stratified's labels are an array of {host.dtype} of shape {host.shape}, expected "
-            "integers, one a row: np.unique(labels, return_inverse=True)[1] makes them of others"
+            f"Stratified's labels are an array of {host.dtype} of shape {host.shape}, expected one "
+            "integer per row; np.unique(labels, return_inverse=True)[1] converts other labels"
         )
     return host
 
@@ -218,6 +240,6 @@ def _checked_proportions(proportions: Any, classes: int) -> tuple[float, ...] | 
     given = tuple(map(float, proportions)) if is_sequence else ()
     if len(given) != classes or not all(0 < p < math.inf for p in given):
         raise ValueError(
-            f"{name} are {proportions}, expected {classes} numbers above 0, one a class"
+            f"{name} are {proportions}, expected {classes} numbers above 0, one per class"
         )
     return given

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable
-from jaxsgd.core.trees import as_arguments, beside
+from jaxsgd.core.trees import as_arguments, placed_like
 from jaxsgd.data.base import Rows
 from jaxsgd.data.mesh import auto, find_meshes
 from jaxsgd.sweeps import memory
@@ -86,7 +86,7 @@ def sweep(
     if block == shape:
         return Sweep(all_lanes(call, axes, plan=plan), points)
     starts = [[*range(0, n - b, b), n - b] for n, b in zip(shape, block, strict=True)]
-    lanes = beside(room(call, axes, plan=plan), () if mesh is not None else call)
+    lanes = placed_like(room(call, axes, plan=plan), () if mesh is not None else call)
     for start in counted([*product(*starts)], progress, "chunk"):
         at = jax.device_put(np.array(start, np.int32))
         lanes = jax.block_until_ready(fill(lanes, at, call, axes, plan=plan, block=block))

@@ -6,7 +6,6 @@ from os import PathLike
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
@@ -14,13 +13,11 @@ from jaxtyping import Array, Float, PyTree
 from jaxsgd import contracts
 from jaxsgd.checkpoints.orbax import own_folder
 from jaxsgd.core import validation as check
-from jaxsgd.core.part import innermost
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.data.base import as_rows, check_same_form
-from jaxsgd.evaluation import evaluate
+from jaxsgd.data.base import as_rows
 from jaxsgd.gradients.base import Gradient
-from jaxsgd.losses import Loss, RowLoss, RowsLoss
+from jaxsgd.losses import Loss
 from jaxsgd.rules.base import Rule
 from jaxsgd.rules.descent import SGD
 from jaxsgd.samplers.base import Sampler
@@ -28,6 +25,7 @@ from jaxsgd.samplers.epochs import Shuffled
 from jaxsgd.schedules import Rate
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import Reason, Stop, as_stop
+from jaxsgd.training.metrics import epoch_metrics, monitored_entry
 from jaxsgd.training.progress import Bar, interrupts
 from jaxsgd.training.trainer import FitState, Trainer, params_of
 
@@ -121,7 +119,7 @@ def fit(
       ended. With a rule that averages, `params`, validation and metrics are of the average.
       History: `epoch` and `step` (the number taken so far), `loss` (the mean over the epoch's rows,
       each before the update it was a part of), `seconds` of the epoch's training (compilation
-      included in the first), `validation_loss`, and `validation_<metric>` (or `<metric>` on `data`).
+      included in the first), `validation_loss`, and `validation_<metric>` (`<metric>` on `data`).
 
     Raises:
       ValueError, TypeError: both or neither of `learning_rate` and `rule`, and all that `Solver`
@@ -139,6 +137,53 @@ def fit(
     >>> jax.tree.map(lambda x: x.round(2).tolist(), result.params)
     {'bias': 1.0, 'weight': [3.0]}
     """
+    _check_pairs(
+        learning_rate, rule, batch_size, sampler, checkpoint_every, checkpoint,
+        validation_sample_weight, validation,
+    )  # fmt: skip
+    epochs = check.integer(epochs, "epochs", 0)
+    solver = Solver(
+        loss_or_gradient,  # type: ignore[arg-type]  # the field converts it
+        Shuffled(batch_size) if sampler is None else sampler,
+        SGD(learning_rate) if rule is None else rule,  # type: ignore[arg-type]
+        penalty,
+        sample_weight,
+    )
+    check.concrete((solver, params, data, key), "fit")
+    state = solver.init(params, data, key=key, model_state=model_state)
+    solver = as_arguments(solver)
+    data = _checked_data(solver, state, data)
+    evaluated = epoch_metrics(solver, state, data, metrics, validation, validation_sample_weight)
+    steps = solver.sampler_for(data).steps_per_epoch
+    every = steps if checkpoint_every is None else checkpoint_every
+    trainer = Trainer(
+        solver=solver,
+        data=data,
+        steps=steps,
+        metrics=evaluated,
+        stop=None if stop is None else as_arguments(as_stop(stop)),
+        monitor=monitored_entry(monitor, mode, stop, restore_best, evaluated.names),
+        mode=mode,
+        restore_best=restore_best,
+        log=log,
+        checkpoint=None if checkpoint is None else own_folder(checkpoint),
+        checkpoint_every=check.integer(every, "checkpoint_every", 1),
+        key=check.key(key),
+    )
+    return _train(trainer, trainer.begin(state), epochs, progress)
+
+
+def _check_pairs(
+    learning_rate: Any,
+    rule: Any,
+    batch_size: int,
+    sampler: Any,
+    checkpoint_every: Any,
+    checkpoint: Any,
+    validation_sample_weight: Any,
+    validation: Any,
+) -> None:
+    """Refuse arguments that exclude each other, or that need another one."""
     if (learning_rate is None) == (rule is None):
         given = "neither" if rule is None else "both"
         raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
@@ -152,53 +197,6 @@ def fit(
     ]:
         if value is not None and needed is None:
             raise ValueError(f"fit was given {name} without {other}, expected {other}= as well")
-    epochs = check.integer(epochs, "epochs", 0)
-    solver = Solver(
-        loss_or_gradient,  # type: ignore[arg-type]  # the field converts it
-        Shuffled(batch_size) if sampler is None else sampler,
-        SGD(learning_rate) if rule is None else rule,  # type: ignore[arg-type]
-        penalty,
-        sample_weight,
-    )
-    check.concrete((solver, params, data, key), "fit")
-    evaluated = _metrics(solver, metrics, validation)
-    state = solver.init(params, data, key=key, model_state=model_state)
-    solver = as_arguments(solver)
-    data = _checked_data(solver, state, data)
-    rows, weight = data, solver.sample_weight
-    if validation is not None:
-        check_same_form(validation, data, "validation")
-        as_rows(validation).check_values("validation")
-        rows, weight = as_rows(validation).as_arguments(), validation_sample_weight
-        if weight is not None:
-            check.weights(weight, "validation_sample_weight")
-            check.one_a_row(weight, as_rows(rows).size, "validation_sample_weight")
-    _check_scalars(evaluated, state, rows)
-    prefix = "" if validation is None else "validation_"
-    names = [f"{prefix}{name}" for name in evaluated]
-    steps = solver.sampler_for(data).steps_per_epoch
-    trainer = Trainer(
-        solver=solver,
-        data=data,
-        steps=steps,
-        metrics=evaluated,
-        prefix=prefix,
-        rows=rows,
-        weight=None if weight is None else as_arguments(weight),
-        stop=None if stop is None else as_arguments(as_stop(stop)),
-        monitor=_monitor(monitor, mode, stop, restore_best, names),
-        mode=mode,
-        restore_best=restore_best,
-        log=log,
-        checkpoint=None if checkpoint is None else own_folder(checkpoint),
-        checkpoint_every=(
-            steps
-            if checkpoint_every is None
-            else check.integer(checkpoint_every, "checkpoint_every", 1)
-        ),
-        key=check.key(key),
-    )
-    return _train(trainer, trainer.begin(state), epochs, progress)
 
 
 def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Result:
@@ -243,68 +241,3 @@ def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:
         batch, _ = sampler.update(state.sampler)
         contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
     return data
-
-
-def _monitor(
-    monitor: str | None, mode: str, stop: Any, restore_best: bool, evaluated: list[str]
-) -> str:
-    """The entry of the history that is watched: the first, if none was named."""
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode is {mode!r}, expected 'min' or 'max'")
-    names = [*evaluated, "loss"]
-    if monitor is None:
-        monitor = next(name for name in names if name in ("validation_loss", "loss"))
-    elif stop is None and not restore_best:
-        raise ValueError(
-            f"monitor={monitor!r} was given without a stop, expected stop= or restore_best=True "
-            "as well"
-        )
-    if not isinstance(monitor, str):
-        kind = type(monitor).__name__
-        raise TypeError(f"monitor is of type {kind}, expected a name: one of {', '.join(names)}")
-    if monitor.startswith("-"):
-        raise ValueError(
-            f"monitor is {monitor!r}, expected a name without a minus; to maximise it, give "
-            f"monitor={monitor[1:]!r}, mode='max'"
-        )
-    if monitor not in names:
-        raise ValueError(f"monitor is {monitor!r}, expected one of {', '.join(names)}")
-    if restore_best and monitor == "loss" and "loss" not in evaluated:
-        raise ValueError(
-            "restore_best=True needs an entry that is evaluated at the parameters of an epoch's "
-            "end, expected validation= or monitor= one of the metrics; the training loss is that "
-            "of the parameters before each step"
-        )
-    return monitor
-
-
-def _metrics(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
-    """What is evaluated after each epoch."""
-    if metrics is not None and not isinstance(metrics, Mapping):
-        raise TypeError(f"metrics is {metrics!r}, expected a dict of functions of (params, row)")
-    named = dict(metrics or {})
-    if validation is None:
-        taken = {"epoch", "step", "loss", "seconds"} & set(named)
-        if taken:
-            raise ValueError(f"metrics names {taken.pop()!r}, which is an entry of every history")
-        return named
-    loss = innermost(solver.gradient).loss
-    if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
-        return {"loss": loss} | named
-    if not named:
-        raise ValueError(
-            "validation was given, but this loss (keyed, or of the whole batch) is no function of "
-            "(params, row) to average; give metrics={'loss': ...}"
-        )
-    return named
-
-
-def _check_scalars(metrics: dict[str, Any], state: State, rows: PyTree) -> None:
-    """Refuse metrics that fail or are not numbers before anything is trained."""
-    evaluated = lambda p, r, c: evaluate(metrics, p, r, model_state=c)  # noqa: E731
-    means = jax.eval_shape(evaluated, state.params, as_rows(rows).shapes, state.model_state)
-    for name, mean in means.items():
-        if not isinstance(mean, jax.ShapeDtypeStruct) or mean.shape != ():
-            raise ValueError(
-                f"metric {name!r} is of shape {jax.tree.map(jnp.shape, mean)}, expected a number"
-            )

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a fit, and how it is told to end."""
+"""The progress bar of a fit, and what Ctrl-C does."""
 
 import signal
 import sys
@@ -52,8 +52,8 @@ def _bar(show: bool, **options: Any) -> Any:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        told = "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
-        warnings.warn(told, stacklevel=4)
+        message = "the progress bar needs tqdm: pip install 'jaxsgd[progress]', or progress=False"
+        warnings.warn(message, stacklevel=4)
         return None
     return tqdm(**options)
 

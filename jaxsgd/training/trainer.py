@@ -27,6 +27,7 @@ from jaxsgd.loops.chunks import ChunkResult, advances
 from jaxsgd.rules.averaging import averaged, find_average
 from jaxsgd.solver import Solver
 from jaxsgd.stopping import Check, Reason, check_stop
+from jaxsgd.training.metrics import EpochMetrics
 
 
 class FitState(NamedTuple):
@@ -38,7 +39,7 @@ class FitState(NamedTuple):
     best: PyTree  # the best parameters and their model state, where the stop watches validation
     best_value: float
     norms: tuple[float, float]  # of the last step's gradient and update, where a stop looks
-    loss: float  # of the epoch at hand: the sum over its rows so far,
+    loss: float  # of the current epoch: the sum over its rows so far,
     rows: int  # their number,
     seconds: float  # and the time they took
     reason: int
@@ -57,10 +58,7 @@ class Trainer:
     solver: Solver
     data: Any
     steps: int  # of an epoch
-    metrics: dict[str, Any]
-    prefix: str  # of their names in the history
-    rows: Any  # what they are evaluated on
-    weight: Any  # of these rows
+    metrics: EpochMetrics
     stop: Any
     monitor: str
     mode: str
@@ -72,7 +70,7 @@ class Trainer:
 
     def begin(self, state: State) -> FitState:
         """The fit before the first epoch, or the one that the checkpoint holds."""
-        names = ("epoch", "step", "loss", "seconds", *(f"{self.prefix}{m}" for m in self.metrics))
+        names = ("epoch", "step", "loss", "seconds", *self.metrics.names)
         fit = FitState(
             state=state,
             step=0,
@@ -165,11 +163,14 @@ class Trainer:
             "loss": fit.loss / fit.rows,
             "seconds": fit.seconds,
         }
-        if self.metrics:
+        metrics = self.metrics
+        if metrics.functions:
             params, model_state = params_of(state), state.model_state
-            means = means_over(self.metrics, params, self.rows, self.weight, model_state)
+            means = means_over(
+                metrics.functions, params, metrics.rows, metrics.sample_weight, model_state
+            )
             means = jax.device_get(means)
-            record |= {f"{self.prefix}{name}": float(mean) for name, mean in means.items()}
+            record |= {f"{metrics.prefix}{name}": float(mean) for name, mean in means.items()}
         if self.log is not None:
             self.log({name: float(value) for name, value in record.items()})
         history = {name: np.append(old, record[name]) for name, old in fit.history.items()}
@@ -186,7 +187,7 @@ class Trainer:
         return fit._replace(memory=memory, reason=int(code) or fit.reason)
 
     def keep(self, fit: FitState) -> None:
-        """A checkpoint; where it cannot be written that is told, and the training goes on."""
+        """Write a checkpoint; if that fails, warn and go on with the training."""
         if self.checkpoint is None:
             return
         try:
@@ -207,9 +208,11 @@ class Trainer:
         """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""
         told = Outline()
         told |= outline(self.solver, "solver") | outline(_shapes(self.data), "data")
-        told |= outline(self.key, "key") | outline(_shapes(self.rows), "validation")
-        told |= outline(self.weight, "validation_sample_weight") | outline(self.stop, "stop")
-        told |= outline(self.metrics, "metrics") | outline(self.monitor, "monitor")
+        told |= outline(self.key, "key") | outline(_shapes(self.metrics.rows), "validation")
+        told |= outline(self.metrics.sample_weight, "validation_sample_weight") | outline(
+            self.stop, "stop"
+        )
+        told |= outline(self.metrics.functions, "metrics") | outline(self.monitor, "monitor")
         return told
 
     def copied(self, state: State) -> PyTree:

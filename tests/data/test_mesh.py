@@ -218,7 +218,7 @@ def test_what_does_not_fit_a_mesh_is_refused_in_a_sentence(problem, ragged):
     solver = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(16), jaxsgd.SGD(0.1))
     state = solver.init(params, rows, key=jax.random.key(0))
     with pytest.raises(
-        ValueError, match="a batch has 12 slots, expected a multiple of the 8 shards"
+        ValueError, match="a batch has length 12, expected a multiple of the 8 shards"
     ):
         solver.step_at(state, rows, jaxsgd.Batch(jnp.arange(12), jnp.full(12, 1 / 12)))
     backwards = jaxsgd.Batch(

@@ -1,4 +1,4 @@
-"""The hashed words of a step: uniform, and unrelated across slots, steps and keys."""
+"""The hashed words of a step: uniform, and independent across positions, steps and keys."""
 
 from functools import cache
 
@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxsgd.random.bits import below, upper, words
+from jaxsgd.random.bits import multiply_high, randint_below, random_words
 
-SLOTS, MANY = 8, 2**13
-SOURCES = ["slots", "steps", "far steps", "keys", "first words", "equal words"]
+COUNT, MANY = 8, 2**13
+SOURCES = ["positions", "steps", "far steps", "keys", "first words", "equal words"]
 EXTREME = [0, 1, 2, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
 
 
 @cache
 def many(source):
-    """Words (uint32[2, MANY, SLOTS], upper and lower) whose rows are neighbours of some kind."""
+    """Words (uint32[2, MANY, COUNT], upper and lower) whose rows are neighbours of some kind."""
     i = np.arange(MANY, dtype=np.uint32)
-    if source == "slots":
-        both = jax.jit(words, static_argnums=2)(jax.random.key(3), jnp.int32(5), MANY * SLOTS)
-        return np.stack(both).reshape(2, MANY, SLOTS)
+    if source == "positions":
+        both = jax.jit(random_words, static_argnums=2)(jax.random.key(3), jnp.int32(5), MANY * COUNT)
+        return np.stack(both).reshape(2, MANY, COUNT)
     steps, first, second = 0 * i, 0 * i, 0 * i + 3
     if source == "steps":
         steps = i
@@ -32,7 +32,7 @@ def many(source):
     if source in ("keys", "equal words"):
         second = i
     keys = jax.random.wrap_key_data(np.stack([first, second], 1))
-    draw = jax.jit(jax.vmap(lambda key, step: words(key, step, SLOTS)))
+    draw = jax.jit(jax.vmap(lambda key, step: random_words(key, step, COUNT)))
     return np.stack(draw(keys, steps.astype(np.int32)))
 
 
@@ -58,12 +58,12 @@ def test_words_are_uniform(source):
     for word in drawn:
         for byte in range(4):
             assert_chi_square(np.bincount((word >> 8 * byte).ravel() & 255, minlength=256), 255)
-        by_slot = joint(np.arange(SLOTS) + 0 * (word >> 28), word >> 28, 16)[: SLOTS * 16]
-        assert_chi_square(by_slot, SLOTS * 15)
+        by_position = joint(np.arange(COUNT) + 0 * (word >> 28), word >> 28, 16)[: COUNT * 16]
+        assert_chi_square(by_position, COUNT * 15)
         bits = (word[..., None] >> np.arange(32, dtype=np.uint32)) & 1
         z = (bits.mean((0, 1)) - 0.5) * 2 * np.sqrt(word.size)
         assert abs(z).max() < 5
-    numbers = np.asarray(below(tuple(jnp.asarray(drawn)), 1000))
+    numbers = np.asarray(randint_below(tuple(jnp.asarray(drawn)), 1000))
     assert_chi_square(np.bincount(numbers.ravel(), minlength=1000), 999)
 
 
@@ -83,11 +83,11 @@ def test_neighbouring_words_are_independent(source):
         assert abs(np.mean(z**2) - 1) < 6 * np.sqrt(2 / z.size)
 
 
-@pytest.mark.parametrize("source", ["slots", "steps", "keys"])
+@pytest.mark.parametrize("source", ["positions", "steps", "keys"])
 def test_upper_words_repeat_as_often_as_random_ones_do(source):
     high, _ = many(source)
-    if source == "slots":  # so many that some 128 pairs of whole words are alike
-        high, _ = jax.jit(words, static_argnums=2)(jax.random.key(3), jnp.int32(5), 2**20)
+    if source == "positions":  # so many that some 128 pairs of whole words are alike
+        high, _ = jax.jit(random_words, static_argnums=2)(jax.random.key(3), jnp.int32(5), 2**20)
         high = np.asarray(high)
     pairs = high.size * (high.size - 1) / 2
     repeats = lambda bits: pairs / 2**bits  # noqa: E731
@@ -100,7 +100,7 @@ def test_upper_words_repeat_as_often_as_random_ones_do(source):
 
 def test_each_argument_changes_the_words_and_a_longer_batch_begins_alike():
     key = jax.random.key(0)
-    draw = lambda key, step, count: np.stack(words(key, jnp.int32(step), count))  # noqa: E731
+    draw = lambda key, step, count: np.stack(random_words(key, jnp.int32(step), count))  # noqa: E731
     plain = draw(key, 0, 8)
     assert plain.dtype == np.uint32
     np.testing.assert_array_equal(plain, draw(key, 0, 24)[:, :8])
@@ -116,21 +116,21 @@ def extreme_and_random():
     return np.concatenate([[one, other], drawn], 1).astype(np.uint32)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 997, 2**16 + 1, 2**31 - 1])
-def test_below_is_the_product_of_python_integers(most):
+@pytest.mark.parametrize("bound", [1, 2, 3, 997, 2**16 + 1, 2**31 - 1])
+def test_randint_below_is_the_product_of_python_integers(bound):
     high, low = extreme_and_random()
-    # where the product passes a whole number, the lower word tells
-    edges = [-(-(i << 64) // most) for i in {0, 1, 2, most // 2, most - 1} if i < most]
+    # where the product passes a whole number, the lower word decides
+    edges = [-(-(i << 64) // bound) for i in {0, 1, 2, bound // 2, bound - 1} if i < bound]
     edges = [w for edge in edges for w in (edge - 1, edge) if w >= 0]
     high = np.append(high, [w >> 32 for w in edges]).astype(np.uint32)
     low = np.append(low, [w & (2**32 - 1) for w in edges]).astype(np.uint32)
-    found = below((jnp.asarray(high), jnp.asarray(low)), most)
+    found = randint_below((jnp.asarray(high), jnp.asarray(low)), bound)
     assert found.dtype == jnp.int32
     pairs = zip(high.tolist(), low.tolist(), strict=True)
-    assert found.tolist() == [((h << 32) + w) * most >> 64 for h, w in pairs]
+    assert found.tolist() == [((h << 32) + w) * bound >> 64 for h, w in pairs]
 
 
-def test_upper_is_the_upper_word_of_python_integers():
+def test_multiply_high_is_the_upper_word_of_python_integers():
     x, y = extreme_and_random()
     expected = [a * b >> 32 for a, b in zip(x.tolist(), y.tolist(), strict=True)]
-    assert upper(jnp.asarray(x), jnp.asarray(y)).tolist() == expected
+    assert multiply_high(jnp.asarray(x), jnp.asarray(y)).tolist() == expected

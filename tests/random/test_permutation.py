@@ -1,4 +1,4 @@
-"""The keyed bijection: a permutation for every size, and as random as its uses need."""
+"""The keyed bijection: a permutation for every size, and random by statistical tests."""
 
 from functools import cache
 from math import factorial
@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import jaxsgd
-from jaxsgd.random.permutation import permute_epoch, quotient
+from jaxsgd.random.permutation import networks, permute_each, permute_epoch, quotient
 
 LARGEST = 2**31 - 1
 
@@ -33,19 +33,34 @@ def test_static_sizes_are_permuted_and_the_same_key_repeats(size):
         assert (rows != positions).any()
 
 
-def test_traced_sizes_broadcast_and_are_permuted_as_static_ones_are():
-    sizes = np.append(np.arange(1, 301), [1000, 1001, LARGEST])
-    key, positions = jax.random.key(1), jnp.arange(1001)
-    rows = np.asarray(jax.jit(jaxsgd.permute)(key, positions, sizes[:, None]))
-    assert rows.shape == (len(sizes), len(positions))
-    assert len(np.unique(rows[-1])) == len(positions)
-    assert rows[-1].min() >= 0
-    for size, row in zip(sizes[:-1], rows, strict=False):
-        np.testing.assert_array_equal(np.sort(row[:size]), np.arange(size), err_msg=str(size))
-        assert (row[size:] == -1).all()
-        if size in STATIC:
-            static = jaxsgd.permute(key, jnp.arange(size), size)
-            np.testing.assert_array_equal(row[:size], static)
+def test_several_sizes_at_once_are_permuted_as_each_alone():
+    """Sizes with the same number of rounds; with more, those of the smallest size are taken."""
+    key, epoch, positions = jax.random.key(1), jnp.uint32(3), np.arange(1001)
+    for sizes in (np.arange(1, 128), np.array([128, 300, 997, 1000, 1001])):
+        several = networks(sizes)
+        several = several._replace(**{n: getattr(several, n)[:, None] for n in ("size", "a", "b")})
+        inside = np.minimum(positions, sizes[:, None] - 1)
+        each = jax.jit(lambda x, several=several: permute_each(key, epoch, x, several, np.uint32(0)))
+        for size, row in zip(sizes, np.asarray(each(inside)), strict=True):
+            np.testing.assert_array_equal(np.sort(row[:size]), np.arange(size), err_msg=str(size))
+            if size in STATIC:
+                alone = permute_epoch(key, epoch, jnp.arange(size), int(size))
+                np.testing.assert_array_equal(row[:size], alone)
+    assert networks(np.array([70_000, 1000])).rounds == 8
+    salted = [permute_each(key, epoch, jnp.arange(1000), networks(1000), np.uint32(s)) for s in (0, 1)]
+    assert (salted[0] != salted[1]).any()
+
+
+def test_networks_hold_their_sizes_and_have_an_even_side():
+    sizes = np.concatenate([np.arange(1, 5000), 2 ** np.arange(13, 31), [10**6, 10**6 + 3, LARGEST]])
+    size, a, b, _, excess = networks(sizes)
+    area = a.astype(np.int64) * b
+    assert (area >= size).all()
+    assert (area - size).max() == excess
+    assert max(a.max(), b.max()) <= 2**16
+    assert not (a & b & 1).any()
+    for exact in (1000, 60_000, 10**6):
+        assert networks(exact).excess == 0
 
 
 def test_the_largest_size_stays_distinct_and_in_range():
@@ -67,7 +82,7 @@ def test_positions_of_any_integer_dtype_and_shape(dtype):
     whole = np.asarray(jaxsgd.permute(jax.random.key(1), np.arange(64), 64))
     inside = (positions >= 0) & (positions < 64)
     expected = np.where(inside, whole[np.where(inside, positions, 0)], -1)
-    for size in (64, np.int64(64), jnp.array(64), np.array(64, np.int8)):
+    for size in (64, np.int64(64)):
         rows = jaxsgd.permute(jax.random.key(1), positions, size)
         assert rows.dtype == jnp.int32
         np.testing.assert_array_equal(rows, expected)
@@ -82,22 +97,19 @@ def test_shapes_from_scalar_to_empty():
 
 def test_positions_outside_give_minus_one():
     positions = np.array([[-(2**31), -1, 0], [63, 64, LARGEST]], np.int32)
-    for size in (64, jnp.array(64)):
-        outside = np.asarray(jaxsgd.permute(jax.random.key(1), positions, size)) == -1
-        assert outside.tolist() == [[True, True, False], [False, True, True]]
-    for size in (0, -1, -(2**31)):  # a traced size cannot be refused: no position is inside
-        rows = jaxsgd.permute(jax.random.key(1), positions, jnp.array(size))
-        assert (np.asarray(rows) == -1).all()
+    outside = np.asarray(jaxsgd.permute(jax.random.key(1), positions, 64)) == -1
+    assert outside.tolist() == [[True, True, False], [False, True, True]]
+    assert int(jaxsgd.permute(jax.random.key(1), LARGEST, LARGEST)) == -1
 
 
 def test_positions_beyond_32_bits_do_not_wrap_around():
-    positions = np.array([[2**32 + 1, 2**40, -(2**32)]] * 2)
-    try:
-        rows = jaxsgd.permute(jax.random.key(1), positions, 64)
-    except ValueError as error:
-        assert "positions" in str(error)  # noqa: PT017, either answer is honest
-    else:
-        assert (np.asarray(rows) == -1).all()
+    far = [[2**32 + 1, 2**40, 2**31]]
+    for positions in (far, np.array(far), np.array(far, np.uint64), [-(2**32)]):
+        assert (np.asarray(jaxsgd.permute(jax.random.key(1), positions, 64)) == -1).all()
+        assert (np.asarray(jaxsgd.permute(jax.random.key(1), positions, LARGEST)) == -1).all()
+    with jax.enable_x64(True):
+        wide = jnp.array(far)
+        assert (np.asarray(jaxsgd.permute(jax.random.key(1), wide, 64)) == -1).all()
 
 
 @pytest.mark.parametrize("size", [2**31, 0, -1])
@@ -106,15 +118,23 @@ def test_a_size_out_of_range_is_refused(size):
         jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
 
 
-@pytest.mark.parametrize("size", [1.5, True, "3", None, jnp.array(3.0)])
-def test_a_size_that_is_no_integer_is_refused(size):
-    with pytest.raises(TypeError, match="size is"):
+@pytest.mark.parametrize("size", [1.5, True, "3", None])
+def test_a_size_that_is_not_an_integer_is_refused(size):
+    with pytest.raises(TypeError, match="size"):
         jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
 
 
+@pytest.mark.parametrize("size", [jnp.array(3), np.array(3), np.array([3, 4]), jnp.array(3.0)])
+def test_a_size_that_is_an_array_is_refused(size):
+    with pytest.raises(TypeError, match=r"size: expected a Python int, got an array of .*int\(size"):
+        jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
+    with pytest.raises(TypeError, match="size: expected a Python int"):
+        jax.jit(jaxsgd.permute)(jax.random.key(1), jnp.arange(3), size)
+
+
 @pytest.mark.parametrize("positions", [1.0, jnp.arange(3.0), np.array([True])])
-def test_positions_that_are_no_integers_are_refused(positions):
-    with pytest.raises(TypeError, match=r"positions is an array of (float32|bool)"):
+def test_positions_that_are_not_integers_are_refused(positions):
+    with pytest.raises(TypeError, match=r"positions: expected .* integers, got one of (float|bool)"):
         jaxsgd.permute(jax.random.key(1), positions, 3)
 
 
@@ -292,7 +312,7 @@ def test_final_losses_are_distributed_as_with_a_sorted_shuffle():
     expected = by_hand(sort(keys))
     losses = ours(jax.random.split(jax.random.key(2), 200))
     assert scipy.stats.ks_2samp(losses, expected).pvalue > 0.01
-    # the witness: the same test tells sampling with replacement apart
+    # the same test rejects sampling with replacement
     replaced = by_hand(rng.integers(N, size=(200, EPOCHS, N)))
     assert scipy.stats.ks_2samp(losses, replaced).pvalue < 0.01
 
