@@ -1,10 +1,11 @@
 # make run: train on the handwritten digits.  make test: lint, types and the whole suite.
+# make docs: the documentation, into site/; any warning fails.  make docs-serve: the same at http://127.0.0.1:8000, rebuilt on each change.
 # make bench: jaxsgd beside its peers, about half an hour.  All create their environment first; only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test bench check format clean
+.PHONY: run test bench docs docs-serve check format clean
 
 run: $(VENV)/.run
 	$(BIN)/jaxsgd fit digits
@@ -16,11 +17,18 @@ test: check
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the variable turns off a notice, not a warning, that Material for MkDocs is maintained until May 2027
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -46,5 +54,9 @@ $(VENV)/.bench: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .ruff_cache

@@ -59,28 +59,34 @@ def constructor(cls: griffe.Class) -> griffe.Function:
         if str(options.get("init")) == "False":
             continue
         is_keyword_only = str(options.get("kw_only")) == "True"
-        kind = griffe.ParameterKind[
-            "keyword_only" if is_keyword_only else "positional_or_keyword"
-        ]
+        kind = griffe.ParameterKind["keyword_only" if is_keyword_only else "positional_or_keyword"]
         parameter = griffe.Parameter(
             member.name, annotation=member.annotation, kind=kind, default=default
         )
         (keyword_only if is_keyword_only else positional).append(parameter)
     parameters = griffe.Parameters(*positional, *keyword_only)
-    return griffe.Function("__init__", parameters=parameters, returns="None", parent=cls)
+    return griffe.Function(
+        "__init__",
+        lineno=cls.lineno,  # the source shown with the constructor is that of the class
+        endlineno=cls.endlineno,
+        parameters=parameters,
+        returns="None",
+        parent=cls,
+    )
 
 
 def add_field_table(record: griffe.Class) -> None:
-    """Append an `Attributes` section, described by the comments after a record's fields."""
+    """Add an `Attributes` section, described by the comments after a record's fields."""
     if record.docstring is None or re.search("^Attributes:", record.docstring.value, re.M):
         return
     lines = []
     for member in record.members.values():
         if member.is_attribute and "property" not in member.labels:
             comments = member.source.rstrip().split("  # ")[1:]
-            notes = [x for x in comments if not x.startswith(("type: ", "noqa"))]
+            notes = [x for x in comments if not x.startswith(("type: ", "pyright: ", "noqa"))]
             lines.append(f"  {member.name}: {'; '.join(notes)}")
-    record.docstring.value += "\n\nAttributes:\n" + "\n".join(lines)
+    head, *examples = re.split("^(?=>>> )", record.docstring.value, maxsplit=1, flags=re.M)
+    record.docstring.value = "\n".join([head, "\nAttributes:", *lines, "", *examples])
 
 
 def as_property(function: griffe.Function) -> griffe.Attribute:
@@ -100,10 +106,11 @@ def as_google_style(text: str) -> str:
     """A docstring with the sections that the Google style leaves implicit.
 
     The doctests at its end become an `Examples` section. A one-line `Args: as ...` becomes a
-    paragraph, and the items under `Attributes with defaults:` a list.
+    paragraph, the items under `Attributes with defaults:` a list, and `a, b: text` two items.
     """
     text = re.sub(r"^(Args|Args, Raises|Params): (?=\S)", r"**\1:** ", text, flags=re.M)
     text = re.sub(r"^(Attributes [^\n]+:)\n((?:  [^\n]*\n?)+)", as_list, text, flags=re.M)
+    text = re.sub(r"^  (\w+(?:, \w+)+)(:.*(?:\n    .*)*)", split_item, text, flags=re.M)
     start = re.search(r"^>>> ", text, re.M)
     if start is None:
         return text
@@ -114,3 +121,8 @@ def as_list(match: re.Match[str]) -> str:
     """A heading with `  name: text` items, as Markdown."""
     items = re.sub(r"^  (\w+): ", r"- `\1`: ", match[2], flags=re.M)
     return f"**{match[1]}**\n\n{items}"
+
+
+def split_item(match: re.Match[str]) -> str:
+    """An item `  a, b: text` as one item for each name."""
+    return "\n".join(f"  {name}{match[2]}" for name in match[1].split(", "))

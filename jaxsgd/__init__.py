@@ -3,7 +3,7 @@
 from jaxsgd import diagnostics, models, plots, problems
 from jaxsgd.checkpoints.orbax import restore, save
 from jaxsgd.core.part import field, number, part, static
-from jaxsgd.core.records import Batch, Estimate, Info, State
+from jaxsgd.core.records import Batch, Estimate, Info, NoiseEstimate, State
 from jaxsgd.data.base import Rows, take
 from jaxsgd.data.host import HostRows, StreamedRows
 from jaxsgd.data.mesh import MeshRows, process_rows
@@ -12,7 +12,7 @@ from jaxsgd.gradients.accumulated import Accumulated
 from jaxsgd.gradients.base import Gradient, GradientState
 from jaxsgd.gradients.clipped import PerExampleClipped
 from jaxsgd.gradients.minibatch import MinibatchGradient
-from jaxsgd.gradients.noise_scale import NoiseEstimate, NoiseScaleGradient
+from jaxsgd.gradients.noise_scale import NoiseScaleGradient
 from jaxsgd.gradients.saga import SAGA
 from jaxsgd.gradients.svrg import SVRG
 from jaxsgd.loops.chunks import chunks

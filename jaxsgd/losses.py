@@ -22,12 +22,12 @@ so all three together are `fn(params, row, key, model_state) -> (loss, aux, mode
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
+from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, field, part, static
 
 FORMS = (
@@ -48,7 +48,7 @@ class Loss(abc.ABC):
       rows_name: what the function calls its second argument.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., PyTree]
     has_aux: bool
     keyed: bool
     has_model_state: bool
@@ -61,7 +61,7 @@ class Loss(abc.ABC):
         params: PyTree,
         rows: PyTree,
         weight: Float[Array, " B"],
-        key: Any,
+        key: Key[Array, ""] | None,
         model_state: PyTree,
     ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
         """The loss of a batch, its aux and the new model state."""
@@ -89,7 +89,7 @@ class RowLoss(Loss):
     2.0
     """
 
-    fn: Callable[..., Any] = field(converter=as_callable)
+    fn: Callable[..., PyTree] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
     has_model_state: bool = static(default=False, kw_only=True)
@@ -97,9 +97,9 @@ class RowLoss(Loss):
     rows_name = "row"
 
     def one(
-        self, params: PyTree, row: PyTree, key: Any, model_state: PyTree
-    ) -> tuple[Any, Any, Any]:
-        """The loss (float[]), aux and model state of one row; the key is the row's."""
+        self, params: PyTree, row: PyTree, key: Key[Array, ""] | None, model_state: PyTree
+    ) -> tuple[Float[Array, ""], PyTree, PyTree]:
+        """The loss, aux and model state of one row; the key is the row's."""
         loss, aux, new = _call(self, (params, row), key, model_state)
         if jnp.shape(loss) != ():
             raise TypeError(
@@ -110,18 +110,23 @@ class RowLoss(Loss):
         return _float(loss, self), aux, new if self.has_model_state else None
 
     def each(
-        self, params: PyTree, rows: PyTree, key: Any, model_state: PyTree
-    ) -> tuple[Any, Any, Any]:
-        """The losses (float[B]), aux and model states of each row."""
+        self, params: PyTree, rows: PyTree, key: Key[Array, ""] | None, model_state: PyTree
+    ) -> tuple[Float[Array, " B"], PyTree, PyTree]:
+        """The losses, aux and model states of each row."""
         one = lambda row, key: self.one(params, row, key, model_state)  # noqa: E731
         if not self.keyed:
             return jax.vmap(one, (0, None))(rows, None)
         count = jax.tree.leaves(rows)[0].shape[0]
-        return jax.vmap(one)(rows, jax.random.split(key, count))
+        return jax.vmap(one)(rows, jax.random.split(validation.key(key), count))
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
-    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        self,
+        params: PyTree,
+        rows: PyTree,
+        weight: Float[Array, " B"],
+        key: Key[Array, ""] | None,
+        model_state: PyTree,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
         """The weighted sum of the losses, with the aux and the model state averaged alike."""
         values, aux, model_states = self.each(params, rows, key, model_state)
         if self.has_model_state:
@@ -150,7 +155,7 @@ class RowsLoss(Loss):
     [1.0, 3.0]
     """
 
-    fn: Callable[..., Any] = field(converter=as_callable)
+    fn: Callable[..., PyTree] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
     has_model_state: bool = static(default=False, kw_only=True)
@@ -161,9 +166,9 @@ class RowsLoss(Loss):
         return not self.has_model_state
 
     def each(
-        self, params: PyTree, rows: PyTree, key: Any, model_state: PyTree
-    ) -> tuple[Any, Any, Any]:
-        """The losses (float[B]) and aux of each row, and the batch's model state."""
+        self, params: PyTree, rows: PyTree, key: Key[Array, ""] | None, model_state: PyTree
+    ) -> tuple[Float[Array, " B"], PyTree, PyTree]:
+        """The losses and aux of each row, and the batch's model state."""
         values, aux, model_state = _call(self, (params, rows), key, model_state)
         count = jax.tree.leaves(rows)[0].shape[0]
         for name, leaf in [("loss", values), *(("aux", x) for x in jax.tree.leaves(aux))]:
@@ -175,8 +180,13 @@ class RowsLoss(Loss):
         return _float(values, self), aux, model_state
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
-    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        self,
+        params: PyTree,
+        rows: PyTree,
+        weight: Float[Array, " B"],
+        key: Key[Array, ""] | None,
+        model_state: PyTree,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
         """The weighted sum of the losses, the aux averaged alike, and the new model state."""
         values, aux, model_state = self.each(params, rows, key, model_state)
         return weigh(weight, values), (weigh(weight, aux), model_state)
@@ -198,7 +208,7 @@ class BatchLoss(Loss):
     >>> loss = jaxsgd.BatchLoss(lambda w, x, weight: jnp.sum(weight * (x - w) ** 2))
     """
 
-    fn: Callable[..., Any] = field(converter=as_callable)
+    fn: Callable[..., PyTree] = field(converter=as_callable)
     has_aux: bool = static(default=False, kw_only=True)
     keyed: bool = static(default=False, kw_only=True)
     has_model_state: bool = static(default=False, kw_only=True)
@@ -206,8 +216,13 @@ class BatchLoss(Loss):
     is_linear = False
 
     def total(
-        self, params: PyTree, rows: PyTree, weight: jax.Array, key: Any, model_state: PyTree
-    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        self,
+        params: PyTree,
+        rows: PyTree,
+        weight: Float[Array, " B"],
+        key: Key[Array, ""] | None,
+        model_state: PyTree,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
         """The loss of the batch, its aux as returned, and the new model state."""
         loss, aux, model_state = _call(self, (params, rows, weight), key, model_state)
         if jnp.shape(loss) != ():
@@ -218,7 +233,7 @@ class BatchLoss(Loss):
         return _float(loss, self).astype(weight.dtype), (aux, model_state)
 
 
-def as_loss(loss: Any, name: str = "loss") -> Loss:
+def as_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> Loss:
     """A loss as it is; a function of (params, row) or a callable pytree as `RowLoss`.
 
     Raises:
@@ -237,13 +252,13 @@ def as_loss(loss: Any, name: str = "loss") -> Loss:
     return RowLoss(loss)
 
 
-def weigh(weight: jax.Array, tree: PyTree) -> PyTree:
+def weigh(weight: Float[Array, " B"], tree: PyTree) -> PyTree:
     """`sum_i weight[i] leaf[i]` of each leaf, in the weights' dtype."""
     return jax.tree.map(lambda x: jnp.tensordot(weight, x.astype(weight.dtype), 1), tree)
 
 
-def _average(weight: jax.Array, model_states: PyTree, model_state: PyTree) -> PyTree:
-    def average(new: jax.Array, old: jax.Array) -> jax.Array:
+def _average(weight: Float[Array, " B"], model_states: PyTree, model_state: PyTree) -> PyTree:
+    def average(new: Array, old: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             raise TypeError(
                 f"a RowLoss's model state is averaged over the rows, but holds {new.dtype}, "
@@ -256,7 +271,9 @@ def _average(weight: jax.Array, model_states: PyTree, model_state: PyTree) -> Py
     return jax.tree.map(average, model_states, model_state)
 
 
-def _call(loss: Loss, args: tuple[Any, ...], key: Any, model_state: PyTree) -> tuple[Any, Any, Any]:
+def _call(
+    loss: Loss, args: tuple[PyTree, ...], key: Key[Array, ""] | None, model_state: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
     """The loss's function called and its result sorted into (loss, aux, model_state)."""
     if loss.keyed:
         args = (*args, key)
@@ -300,7 +317,7 @@ def _call(loss: Loss, args: tuple[Any, ...], key: Any, model_state: PyTree) -> t
     )
 
 
-def _float(values: Any, loss: Any) -> jax.Array:
+def _float(values: PyTree, loss: Loss) -> Float[Array, "..."]:
     if values is None:
         raise TypeError(
             f"the loss {loss.fn!r} returned None, expected a number: did you forget `return`?"
@@ -311,5 +328,5 @@ def _float(values: Any, loss: Any) -> jax.Array:
     return values
 
 
-def _shape_of(x: Any) -> str:
+def _shape_of(x: PyTree) -> str:
     return f"an array of shape {jnp.shape(x)}"

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import number, part, static
 from jaxsgd.core.trees import accumulate, accumulator_of
-from jaxsgd.schedules import Number, scalar
+from jaxsgd.core.validation import Number
+from jaxsgd.schedules import scalar
 
 Mask = Callable[[PyTree], PyTree] | None
 

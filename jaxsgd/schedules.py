@@ -1,9 +1,10 @@
 """Numbers that depend on the step.
 
 Wherever a rule takes a rate, it takes a number or a schedule: any callable of the step t (int32[],
-0 at the first step) that returns a number. A plain function, such as Optax's schedules, is static:
-another one compiles again. The parts below, and any callable pytree, keep their constants as
-leaves: another constant compiles nothing, and they can be swept and differentiated.
+0 at the first step) that returns a number. A plain function, such as one of Optax's schedules, is
+static: another function compiles again. The parts below, and any callable pytree, keep their
+constants as leaves: another constant compiles nothing, and constants can be swept and
+differentiated.
 
     LinearDecay         (1 - t/n) a + (t/n) b, then b    CosineDecay    half a cosine from a to b
     InverseTimeDecay    a / (1 + rho t)                  WarmRestarts   cosines, one after another
@@ -19,60 +20,71 @@ ValueError.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import gammaln
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, field, number, part
+from jaxsgd.core.validation import Number
 
-Number = float | Float[Array, "..."] | np.ndarray  # stacked numbers wait for a vmap
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+Schedule = Callable[[Int[Array, ""]], ArrayLike]  # ArrayLike, as those of Optax
 Rate = Number | Schedule
 
 
 def as_rate(rate: Rate, name: str = "learning_rate") -> Rate:
-    """A number of at least 0, or a schedule, as it is; a plain function as a static part."""
+    """A number of at least 0 or a schedule, unchanged; a plain function as a static part."""
     if callable(rate):
         return as_callable(rate, name)
     validation.number(rate, name)
     return rate
 
 
-def init_count(rate: Any) -> jax.Array | None:
+def init_count(rate: Rate) -> Int[Array, ""] | None:
     """The step counter that a rate needs: None for a number."""
     return jnp.zeros((), jnp.int32) if callable(rate) else None
 
 
-def rate_at(rate: Any, count: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """The rate in use at a count, and the count after it."""
+def rate_at(
+    rate: Rate, count: Int[Array, ""] | None
+) -> tuple[Float[Array, ""], Int[Array, ""] | None]:
+    """The rate at a step count, and the count after the step."""
     if not callable(rate):
-        return scalar(rate, "learning_rate"), count if count is None else count + 1
+        return _float_scalar(rate, "learning_rate"), None if count is None else count + 1
     if count is None:
         raise ValueError(
             f"the rate is the schedule {rate!r}, but the rule's state counts no steps: it was made "
             "for a rate that is a number; make one with the rule's init"
         )
-    return scalar(rate(count), "the schedule's rate"), count + 1
+    return _float_scalar(rate(count), "the schedule's rate"), count + 1
 
 
-def scalar(value: Any, name: str) -> jax.Array:
-    """A number at its use, where stacked ones have been vmapped."""
+def scalar(value: ArrayLike | None, name: str) -> Num[Array, ""]:
+    """A number as an array, where it is used.
+
+    Raises:
+      TypeError: it is None.
+      ValueError: it is several numbers, which no `jax.vmap` has mapped over.
+    """
     if value is None:
         raise TypeError(f"{name} is None, expected a number")
     value = jnp.asarray(value)
     if value.ndim:
         raise ValueError(
-            f"{name} has shape {value.shape}, expected one number; stacked numbers wait for a vmap"
+            f"{name} has shape {value.shape}, expected one number; map over several with jax.vmap"
         )
     return value
 
 
-def _wide(schedule: Any, step: Any, *names: str) -> list[jax.Array]:
+def _float_scalar(value: ArrayLike | None, name: str) -> Float[Array, ""]:
+    value = scalar(value, name)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+
+
+def _as_floats(schedule: object, step: Int[Array, ""] | int, *names: str) -> list[Float[Array, ""]]:
     """The step and constants of a schedule in the default float dtype, in which it is computed."""
     kind, dtype = type(schedule).__name__, jax.dtypes.canonicalize_dtype(float)
     constants = [scalar(getattr(schedule, n), f"{kind}'s {n}").astype(dtype) for n in names]
@@ -98,8 +110,8 @@ class LinearDecay:
     final: Number = number(converter=validation.real())
     steps: Number = number(converter=validation.real(1))
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, final, steps = _wide(self, step, "initial", "final", "steps")
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, final, steps = _as_floats(self, step, "initial", "final", "steps")
         passed = jnp.minimum(step / steps, 1)
         return (1 - passed) * initial + passed * final
 
@@ -121,8 +133,8 @@ class CosineDecay:
     final: Number = number(converter=validation.real())
     steps: Number = number(converter=validation.real(1))
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, final, steps = _wide(self, step, "initial", "final", "steps")
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, final, steps = _as_floats(self, step, "initial", "final", "steps")
         return _cosine(initial, final, jnp.minimum(step / steps, 1))
 
 
@@ -130,16 +142,16 @@ class CosineDecay:
 class WarmRestarts:
     """Cosines from `initial` to `final`, one after another, each `factor` times as long.
 
-    `final + (initial - final) (1 + cos(pi u)) / 2`, where u is the part of the cycle that has
+    `final + (initial - final) (1 + cos(pi u)) / 2`, where u is the fraction of the cycle that has
     passed; cycle i has `steps * factor^i` steps and starts at `initial` again.
     Loshchilov and Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2017).
 
     Args:
       initial: the rate at each restart.
       final: the rate that each cycle runs down to.
-      steps: the first cycle's, at least 1.
-      factor: at least 1. In float32 a restart may come a step early where t passes 100,000. Slopes
-        with respect to steps and factor are those within a cycle: the jumps have none.
+      steps: the length of the first cycle, at least 1.
+      factor: at least 1. In float32 a restart may come one step early where t exceeds 100,000.
+        Derivatives with respect to steps and factor are those within a cycle; jumps have none.
 
     >>> rates = jax.vmap(jaxsgd.WarmRestarts(1.0, 0.0, steps=2, factor=2.0))(jnp.arange(7))
     >>> rates.round(3).tolist()
@@ -151,19 +163,19 @@ class WarmRestarts:
     steps: Number = number(converter=validation.real(1))
     factor: Number = number(default=1.0, converter=validation.real(1))
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, final, steps, factor = _wide(
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, final, steps, factor = _as_floats(
             self, step, "initial", "final", "steps", "factor"
         )
         is_growing = factor > 1
-        growth = jnp.where(is_growing, factor, 2.0)  # any other value, where it is not used
+        growth = jnp.where(is_growing, factor, 2.0)  # 2 where unused: no division by 0
 
-        def start(cycle: jax.Array) -> jax.Array:
+        def start(cycle: Float[Array, ""]) -> Float[Array, ""]:
             return steps * jnp.where(is_growing, (growth**cycle - 1) / (growth - 1), cycle)
 
         grown = jnp.floor(jnp.log1p(step * (growth - 1) / steps) / jnp.log(growth))
         cycle = jnp.where(is_growing, grown, jnp.floor(step / steps))
-        # the logarithm may err by a rounding at a restart, which must not come a step late
+        # the logarithm may be off by a rounding at a restart, which must not come one step late
         slack = jnp.where(is_growing, step * (1 + 8 * jnp.finfo(steps.dtype).eps), step)
         cycle = jnp.where(start(cycle + 1) <= slack, cycle + 1, cycle)
         cycle = jnp.where(start(cycle) > slack, cycle - 1, cycle)
@@ -172,7 +184,9 @@ class WarmRestarts:
         return _cosine(initial, final, jnp.clip(passed, 0, 1))
 
 
-def _cosine(initial: jax.Array, final: jax.Array, passed: jax.Array) -> jax.Array:
+def _cosine(
+    initial: Float[Array, ""], final: Float[Array, ""], passed: Float[Array, ""]
+) -> Float[Array, ""]:
     return final + (initial - final) * (1 + jnp.cos(jnp.pi * passed)) / 2
 
 
@@ -194,22 +208,22 @@ class InverseTimeDecay:
     initial: Number = number(converter=validation.real())
     decay: Number = number(converter=validation.real())
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, decay = _wide(self, step, "initial", "decay")
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, decay = _as_floats(self, step, "initial", "decay")
         return initial / (1 + decay * step)
 
 
 @part
 class CompoundDecay:
-    """The recursion `a(t+1) = a(t) / (1 + decay t)` from `a(0) = initial`; it freezes.
+    """The recursion `a(t+1) = a(t) / (1 + decay t)` from `a(0) = initial`.
 
-    Each step divides what the last one left, so that a(t) falls faster than any exponential and the
-    sum of all rates is finite: the parameters stop before the minimum, however long the run. Often
-    written where `InverseTimeDecay` is meant.
+    Each step divides the rate of the step before, so that a(t) falls faster than any exponential
+    and the sum of all rates is finite: the parameters stop short of the minimum, however long the
+    run. This recursion is often used where `InverseTimeDecay` is meant.
 
-    Without a loop, with u = decay t: `log a(t) = log initial - [((1 + u) log1p(u) - u) / decay
-    - log1p(u) / 2 - decay u / (12 (1 + u))]` (Euler and Maclaurin), to 3e-6, for decay <= 0.1; by
-    the logarithm of the gamma function above it.
+    It is computed without a loop. With u = decay t it is `log a(t) = log initial - [((1 + u)
+    log1p(u) - u) / decay - log1p(u) / 2 - decay u / (12 (1 + u))]` (Euler and Maclaurin), to 3e-6,
+    for decay <= 0.1; for a larger decay the logarithm of the gamma function is used.
 
     Args: as `InverseTimeDecay`.
 
@@ -221,9 +235,9 @@ class CompoundDecay:
     initial: Number = number(converter=validation.real())
     decay: Number = number(converter=validation.real())
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, decay = _wide(self, step, "initial", "decay")
-        slow = jnp.where(decay <= 0.1, decay, 0.1)  # each branch sees only what it can take
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, decay = _as_floats(self, step, "initial", "decay")
+        slow = jnp.where(decay <= 0.1, decay, 0.1)  # each branch gets values in its domain only
         fast = jnp.where(decay <= 0.1, 1.0, decay)
         u = slow * step
         near, far = jnp.minimum(u, 0.1), jnp.maximum(u, 0.1)
@@ -238,7 +252,7 @@ class CompoundDecay:
 
 @part
 class ExponentialDecay:
-    """`initial * exp(-decay t)`; its sum is finite, so that it freezes in the end.
+    """`initial * exp(-decay t)`; its sum is finite, so that the parameters stop in the end.
 
     Args: as `InverseTimeDecay`.
 
@@ -249,8 +263,8 @@ class ExponentialDecay:
     initial: Number = number(converter=validation.real())
     decay: Number = number(converter=validation.real())
 
-    def __call__(self, step: Any) -> jax.Array:
-        step, initial, decay = _wide(self, step, "initial", "decay")
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, initial, decay = _as_floats(self, step, "initial", "decay")
         return initial * jnp.exp(-decay * step)
 
 
@@ -261,7 +275,7 @@ class StepDecay:
     Args:
       initial: the rate of the first `period` steps.
       factor: at least 0.
-      period: steps per stair, whole and at least 1; a leaf, of slope 0.
+      period: steps per stair, whole and at least 1; a leaf, whose derivative is 0.
 
     >>> jax.vmap(jaxsgd.StepDecay(1.0, 0.5, period=2))(jnp.arange(5)).tolist()
     [1.0, 1.0, 0.5, 0.5, 0.25]
@@ -269,11 +283,11 @@ class StepDecay:
 
     initial: Number = number(converter=validation.real())
     factor: Number = number(converter=validation.real())
-    period: Any = field(converter=validation.whole_number(1))
+    period: Number = field(converter=validation.whole_number(1))
 
-    def __call__(self, step: Any) -> jax.Array:
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         stair = jnp.floor_divide(step, scalar(self.period, "StepDecay's period"))
-        _, initial, factor = _wide(self, step, "initial", "factor")
+        _, initial, factor = _as_floats(self, step, "initial", "factor")
         return initial * factor ** stair.astype(initial.dtype)
 
 
@@ -281,12 +295,12 @@ class StepDecay:
 class Warmup:
     """A ramp `schedule(0) (t + 1) / (steps + 1)` of `steps` steps, then `schedule(t - steps)`.
 
-    The first step is no wasted one of rate 0, and the schedule starts from its own step 0.
+    The first step has a rate above 0, and the schedule starts at its step 0 after the ramp.
     Goyal et al., "Accurate, large minibatch SGD" (2017).
 
     Args:
-      schedule: a schedule, or a number to stay at.
-      steps: of the ramp, at least 0; a leaf.
+      schedule: a schedule, or a number for a constant rate.
+      steps: the length of the ramp, at least 0; a leaf.
 
     >>> rates = jax.vmap(jaxsgd.Warmup(jaxsgd.StepDecay(1.0, 0.5, period=2), 3))(jnp.arange(7))
     >>> rates.tolist()
@@ -294,10 +308,10 @@ class Warmup:
     """
 
     schedule: Rate = number(converter=as_rate)
-    steps: Any = field(default=0, converter=validation.whole_number(0))
+    steps: Number = field(default=0, converter=validation.whole_number(0))
 
-    def __call__(self, step: Any) -> jax.Array:
-        steps = scalar(self.steps, "Warmup's steps")
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step, steps = jnp.asarray(step), scalar(self.steps, "Warmup's steps")
         rate, _ = rate_at(self.schedule, jnp.maximum(step - steps, 0))
         dtype = jax.dtypes.canonicalize_dtype(float)
         ramp = jnp.minimum((step + 1).astype(dtype) / (steps.astype(dtype) + 1), 1)

@@ -16,7 +16,8 @@ from jaxtyping import Array, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, field, number, part, set_fields
-from jaxsgd.schedules import Number, scalar
+from jaxsgd.core.validation import Number
+from jaxsgd.schedules import scalar
 
 
 class Reason(enum.IntEnum):

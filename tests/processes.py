@@ -1,4 +1,4 @@
-"""What tests run in processes of their own: nothing here touches a device when imported."""
+"""Functions that tests run in other processes. Importing this module uses no device."""
 
 import multiprocessing
 
@@ -9,7 +9,7 @@ import numpy as np
 import jaxsgd
 from tests import table
 
-PROCESSES = multiprocessing.get_context("forkserver")  # one that has imported all that is slow
+PROCESSES = multiprocessing.get_context("forkserver")  # its server imports the slow modules once
 PROCESSES.set_forkserver_preload(["jaxsgd", "orbax.checkpoint", "tests.table"])
 
 
@@ -24,7 +24,7 @@ def fit(
 ):
     params, data = table.problem(n=40)  # five steps an epoch
     options = {"batch_size": 8, "key": jax.random.key(0), "validation": data} | options
-    options = {"stop": jaxsgd.EarlyStopping(5)} | options
+    options = {"stop": jaxsgd.EarlyStopping(5), "restore_best": True} | options
     return jaxsgd.fit(
         loss, params, data, epochs=epochs, rule=table.RULES[rule](rate), progress=False,
         checkpoint=folder, checkpoint_every=None if folder is None else checkpoint_every, **options,
@@ -71,5 +71,5 @@ def one_of_two(number, address, file):
     rows = jaxsgd.MeshRows(data, mesh, size=43)
     state, trace = train_on(rows, params)
     mean = jaxsgd.evaluate(table.loss, state.params, rows)
-    told = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean}
-    np.savez(file, rows=len(data[1]), **jax.device_get(told))
+    arrays = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean}
+    np.savez(file, rows=len(data[1]), **jax.device_get(arrays))

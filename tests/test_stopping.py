@@ -370,6 +370,12 @@ def test_refusals():
         fit(Converged(), monitor=jaxsgd.Objective(table.loss, DATA))
     with pytest.raises(ValueError, match="without a stop"):
         fit(None, monitor="loss")
+    with pytest.raises(ValueError, match="monitor='loss', mode='max'"):
+        fit(Converged(), monitor="-loss")
+    with pytest.raises(ValueError, match="mode is 'most', expected 'min' or 'max'"):
+        fit(Converged(), mode="most")
+    with pytest.raises(ValueError, match="restore_best=True needs an entry that is evaluated"):
+        fit(None, restore_best=True)
     assert f"{Reason.CONVERGED}" == str(Reason.CONVERGED)
     assert Reason(42) == Reason.STOPPED
     assert {str(reason) for reason in Reason} == set(jaxsgd.stopping.SENTENCES.values())

@@ -1,15 +1,21 @@
-"""The state of a run in a folder, to go on from tomorrow, through Orbax.
+"""Save the state of a run to a folder and restore it, with Orbax.
 
-A folder holds the newest few checkpoints, `jaxsgd_000001`, `jaxsgd_000002`, ...; each is
-written beside its place and renamed, so that a process killed at any moment leaves the last one
-whole. Beside the arrays lie their checksums and an outline: the structure, shapes and dtypes of
-what was saved, and in words what it belongs to (a solver's parts and numbers, its functions by name
-and code). What differs from it is refused, and said.
+A folder holds the newest checkpoints, `jaxsgd_000001`, `jaxsgd_000002`, ... Each is written under a
+temporary name and renamed, so a process that is killed leaves the previous checkpoint complete.
+A checkpoint is the arrays and a JSON file about them: checksums, shapes and dtypes, the fingerprint
+of the state, the fingerprint of what the state belongs to (a solver), and the user's tag. `restore`
+refuses a checkpoint that differs in one of these.
+
+The JSON file has a format number, `FORMAT`, and the version of jaxsgd that wrote it. `FORMAT` is
+increased when the previous version of jaxsgd could not read the new checkpoints. Each version of
+jaxsgd reads all formats from 2 to its own. It refuses any other format with a message that names
+the version that wrote the checkpoint.
 """
 
 import re
 import shutil
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +24,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd.checkpoints.fingerprint import PYTHON, checksum, difference, is_key, on_host, outline
+from jaxsgd.checkpoints.fingerprint import as_numpy, checksum, difference, fingerprint
 from jaxsgd.core import validation
 
+FORMAT = 2
 NAME = re.compile(r"jaxsgd_(\d{6,})")
 
 
-def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
+class FormatError(ValueError):
+    """A checkpoint of a format that this version of jaxsgd does not read."""
+
+
+def save(
+    path: Any, state: PyTree, *, of: PyTree = None, tag: str | None = None, keep: int = 3
+) -> Path:
     """Save the state of a run as the newest checkpoint of a folder.
 
-    Written beside its place and renamed: killed at any moment, or on a full disk, the last one
-    stays whole. Older ones than the newest `keep` are deleted after that.
+    The checkpoint is written under a temporary name and renamed. If the process is killed or the
+    disk is full, the previous checkpoint stays complete. Older checkpoints are deleted last.
 
     Args:
-      path: the folder, made if there is none; it holds nothing else, and serves one run at a time.
-      state: a `State`, or any pytree of arrays, keys and numbers: with a stop's state, the best
-        parameters, a history in NumPy arrays.
-      of: what the state belongs to: the solver, or a pytree of it and more (the data's shapes, a
-        stop). Not saved but outlined, so that `restore` can refuse another. A function is told
-        apart by its name, code (but for installed libraries), defaults and closure, not by globals
-        that it reads.
-      keep: how many to keep, at least 1.
+      path: the folder, created if it does not exist. It holds the checkpoints of one run and
+        nothing else.
+      state: a `State`, or any pytree of arrays, keys and numbers, such as a state with the best
+        parameters and a history in NumPy arrays.
+      of: what the state belongs to: the solver, or a pytree of the solver and more (a stop, the
+        shapes of the data). Only its fingerprint is saved, and `restore` refuses another one. The
+        fingerprint holds types, static fields and numbers; of a function it holds the module and
+        qualified name, not the code.
+      tag: a string that `restore` must be given too. Change it when you change the code of a
+        function.
+      keep: the number of checkpoints to keep, at least 1.
 
     Returns:
-      The new checkpoint's folder.
+      The folder of the new checkpoint.
 
     Raises:
       ImportError: Orbax is not installed (`pip install 'jaxsgd[checkpoints]'`).
-      FileExistsError: the folder holds other things than checkpoints of jaxsgd.
-      TypeError: a leaf is no array, key or number.
+      FileExistsError: the folder holds other files than checkpoints of jaxsgd.
+      TypeError: a leaf is not an array, a key or a number, or the tag is not a string.
 
     >>> data = jnp.arange(4.0), 3 * jnp.arange(4.0)
     >>> loss = lambda w, row: (row[0] * w - row[1]) ** 2
@@ -59,24 +75,28 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
     (20, True)
     """
     keep = validation.integer(keep, "save's keep", 1)
-    folder = own_folder(path)
+    check_tag(tag)
+    folder = checked_folder(path)
+    _check_leaves(state)
     ocp = _orbax()
     folder.mkdir(parents=True, exist_ok=True)
     for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
         shutil.rmtree(rest, ignore_errors=True)
-    arrays = {name: _host(leaf, name) for name, leaf in _named(state).items()}
+    leaves = _named(state)
+    arrays = {name: as_numpy(leaf) for name, leaf in leaves.items()}
     about = {
-        "format": 1,
-        "python": PYTHON,
-        "state": outline(state, "state", with_values=False),
-        "of": None if of is None else outline(of),
+        "format": FORMAT,
+        "version": version("jaxsgd"),
+        "state": fingerprint(state, "state", with_values=False),
+        "of": None if of is None else fingerprint(of, "of"),
+        "tag": tag,
         "checksums": {name: checksum(array) for name, array in arrays.items()},
         "shapes": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
-        "keys": {n: str(jax.random.key_impl(x)) for n, x in _named(state).items() if is_key(x)},
+        "keys": {n: str(jax.random.key_impl(x)) for n, x in leaves.items() if _is_key(x)},
     }
     found = checkpoints(folder)
     new = folder / f"jaxsgd_{1 + (_number(found[-1]) if found else 0):06d}"
-    # Orbax refuses arrays without entries; their shape says all
+    # Orbax refuses arrays without entries; their shapes are enough to restore them
     filled = {name: array for name, array in arrays.items() if array.size}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         items = {"about": ocp.args.JsonSave(about)}
@@ -87,55 +107,61 @@ def save(path: Any, state: PyTree, *, of: PyTree = None, keep: int = 3) -> Path:
     return new
 
 
-def restore(path: Any, like: PyTree, *, of: PyTree = None) -> PyTree:
-    """The newest whole checkpoint of a folder.
+def restore(path: Any, like: PyTree, *, of: PyTree = None, tag: str | None = None) -> PyTree:
+    """Restore the newest complete checkpoint of a folder.
 
     Args:
       path: the folder.
-      like: a pytree of the structure, shapes and dtypes of the one saved, such as what
-        `solver.init` returns, or `jax.eval_shape` of it. Its values play no part, but arrays are
-        put where its own were put by hand. NumPy arrays stay NumPy arrays, and may have been of
-        another length: a history grows.
-      of: what the state belongs to, as in `save`; not looked at if not given.
+      like: a pytree of the structure, shapes and dtypes of the saved one, such as what
+        `solver.init` returns, or `jax.eval_shape` of it. Its values are not used. Where an array of
+        `like` was placed by hand, the restored array is placed on the same devices. NumPy arrays
+        stay NumPy arrays, and the first axis of a saved one may have another length (a history
+        grows).
+      of: what the state belongs to, as in `save`; not compared if not given.
+      tag: the tag given to `save`.
 
     Returns:
-      The state, in buffers of its own.
+      The state, in new buffers.
 
     Raises:
       ImportError: Orbax is not installed.
-      FileNotFoundError: there is no checkpoint.
-      FileExistsError: the folder holds other things than checkpoints of jaxsgd.
-      ValueError: the state, or what it belongs to, differs from what was saved; or none of the
-        checkpoints is whole. One that is torn is left out with a warning.
+      FileNotFoundError: the folder holds no checkpoint.
+      FileExistsError: the folder holds other files than checkpoints of jaxsgd.
+      ValueError: the state, `of` or the tag differs from the saved one; the checkpoint is of a
+        format that this version does not read; or no checkpoint is complete. A checkpoint that is
+        incomplete or damaged is skipped with a warning.
 
     >>> start = {"params": jnp.zeros(2), "losses": np.zeros(0)}
     >>> folder = jaxsgd.save("own loop", {"params": jnp.ones(2), "losses": np.array([0.5, 0.25])})
     >>> jaxsgd.restore("own loop", like=start)
     {'losses': array([0.5 , 0.25]), 'params': Array([1., 1.], dtype=float32)}
     """
-    folder = own_folder(path)
+    check_tag(tag)
+    folder = checked_folder(path)
     ocp = _orbax()
     found = checkpoints(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no checkpoint")
+        raise FileNotFoundError(f"{folder}: expected at least one checkpoint, got none")
     for newest in reversed(found):
         try:
             arrays, about = _read(ocp, newest)
-        except Exception as error:  # whatever a torn file makes of Orbax and its libraries
-            first = str(error).strip().splitlines()[:1]
-            told = f"{newest} is not whole and was left out: {''.join(first)[:200]}"
-            warnings.warn(told, stacklevel=2)
+        except FormatError:
+            raise
+        except Exception as error:  # Orbax and its libraries raise many types for a damaged file
+            reason = "".join(str(error).strip().splitlines()[:1])[:200]
+            message = f"{newest} is incomplete or damaged and was skipped: {reason}"
+            warnings.warn(message, stacklevel=2)
             continue
-        if about["format"] != 1:
-            raise ValueError(
-                f"{newest} is of format {about['format']}, expected 1: a newer jaxsgd's"
-            )
-        different = _difference(about, like, of)
+        different = _difference(about, like, of, tag)
         if different is not None:
-            told = f"{newest} holds another run: {different}"
-            raise ValueError(f"{told}; give another run another folder")
+            raise ValueError(
+                f"{newest} was saved by another run: {different}. Use another folder for another "
+                "run."
+            )
         return _placed(like, arrays, about["keys"])
-    raise ValueError(f"{folder} holds {len(found)} checkpoints, none of them whole")
+    raise ValueError(
+        f"{folder}: expected a complete checkpoint, got {len(found)}, all incomplete or damaged"
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -148,27 +174,34 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("jaxsgd_"))
 
 
-def own_folder(path: Any) -> Path:
-    """The folder's absolute path. Refused if others keep things there: `save` deletes in it."""
+def checked_folder(path: Any) -> Path:
+    """The absolute path of a folder of checkpoints. `save` deletes in it: nothing else is in it."""
     _orbax()
     if jax.process_count() > 1:
         raise NotImplementedError(
-            f"checkpoints are of one process, but this is one of {jax.process_count()}: save what "
-            "jax.experimental.multihost_utils.process_allgather gathers, outside of jax.distributed"
+            f"checkpoints: expected one process, got {jax.process_count()}; gather the state with "
+            "jax.experimental.multihost_utils.process_allgather and save it outside of "
+            "jax.distributed"
         )
     if "://" in str(path):
-        raise ValueError(f"{path} is a URL, expected a folder of this machine")
+        raise ValueError(f"the checkpoint folder: expected a local path, got the URL {path}")
     folder = Path(path).absolute()
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, expected a folder of checkpoints")
+        raise FileExistsError(f"{folder}: expected a folder of checkpoints, got a file")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in names if not re.match(r"jaxsgd_\d{6,}(\.|$)|\.", name)]
     if foreign:
         raise FileExistsError(
-            f"{folder} holds {foreign[0]!r}, which is no checkpoint of jaxsgd, expected a folder "
-            "of its own"
+            f"{folder}: expected a folder of jaxsgd's checkpoints and nothing else, got one that "
+            f"holds {foreign[0]!r}"
         )
     return folder
+
+
+def check_tag(tag: Any, name: str = "tag") -> None:
+    """Refuse a tag that is not a string or None."""
+    if tag is not None and not isinstance(tag, str):
+        raise TypeError(f"{name}: expected a string, got {tag!r} of type {type(tag).__name__}")
 
 
 def _orbax() -> Any:
@@ -183,7 +216,7 @@ def _orbax() -> Any:
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """The leaves under names that a person can read and a file system bear."""
+    """The leaves by names that are readable and valid file names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     words = [re.sub(r"\W+", ".", jax.tree_util.keystr(path)).strip(".") for path, _ in leaves]
     return {
@@ -191,19 +224,36 @@ def _named(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _host(leaf: Any, name: str) -> np.ndarray:
-    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
-        kind = type(leaf).__name__
-        raise TypeError(f"{name} is {leaf!r} of type {kind}, expected an array, a key or a number")
-    host = on_host(leaf)
-    if host.dtype.kind in "OUSMm" or host.dtype.names:
-        raise TypeError(f"{name} is an array of {host.dtype}, expected numbers")
-    return host
+def _check_leaves(state: PyTree) -> None:
+    """Refuse leaves that are not arrays of numbers, keys or numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        where = f"state{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+            kind = type(leaf).__name__
+            raise TypeError(
+                f"{where}: expected an array, a key or a number, got {leaf!r} of type {kind}"
+            )
+        dtype = getattr(leaf, "dtype", None)
+        if isinstance(dtype, np.dtype) and (dtype.kind in "OUSMm" or dtype.names):
+            raise TypeError(f"{where}: expected an array of numbers, got one of dtype {dtype}")
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether a leaf holds typed keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a checkpoint by name, and the JSON file about them."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        about = checkpointer.restore(folder, ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        about = checkpointer.restore(folder, args).about
+        if about["format"] != FORMAT:
+            writer = about.get("version", "0.1.0 or earlier")  # format 1 had no version
+            raise FormatError(
+                f"{folder}: expected format {FORMAT}, which jaxsgd {version('jaxsgd')} reads, got "
+                f"format {about['format']}, written by jaxsgd {writer}"
+            )
         filled: dict[str, Any] = {}
         if any(0 not in shape for _, *shape in about["shapes"].values()):
             args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore())
@@ -218,6 +268,8 @@ def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
+    """The arrays in the structure of `like`, as the types of its leaves and on their devices."""
+
     def place(old: Any, name: str) -> Any:
         array = arrays[name]
         if isinstance(old, bool | int | float):
@@ -227,21 +279,23 @@ def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -
         sharding = getattr(old, "sharding", None)
         if isinstance(old, jax.Array) and not old.committed:
             sharding = None
-        if not is_key(old):
+        if name not in keys:
             return jax.device_put(array, sharding, may_alias=False)
-        words = jax.device_put(array, may_alias=False)
-        key = jax.random.wrap_key_data(words, impl=keys[name])
+        data = jax.device_put(array, may_alias=False)
+        key = jax.random.wrap_key_data(data, impl=keys[name])
         return key if sharding is None else jax.device_put(key, sharding)
 
     leaves, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, map(place, leaves, arrays))
 
 
-def _difference(about: dict[str, Any], like: PyTree, of: PyTree) -> str | None:
-    """What of a checkpoint differs from what is given, the parts before the state."""
-    state = difference(about["state"], outline(like, "state", with_values=False), about["python"])
+def _difference(about: dict[str, Any], like: PyTree, of: PyTree, tag: str | None) -> str | None:
+    """The first difference between a checkpoint and what `restore` was given."""
+    if about["tag"] != tag:
+        return f"tag: expected {about['tag']!r}, got {tag!r}"
+    state = difference(about["state"], fingerprint(like, "state", with_values=False))
     if of is None:
         return state
     if about["of"] is None:
-        return "it was saved without of="
-    return difference(about["of"], outline(of), about["python"]) or state
+        return f"of: expected None, as it was saved without of=, got a {type(of).__name__}"
+    return difference(about["of"], fingerprint(of, "of")) or state

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jaxsgd.models import MLP, Linear
 from jaxsgd.penalties import L2, ElasticNet, kept
 from jaxsgd.random.permutation import permute
 
-FORMAT = "jaxsgd model 2"
+FORMAT = "jaxsgd model 2"  # increased when the previous version could not read a new model.npz
 BINARY = ("logistic", "hinge")
 CLASSIFIERS = ("softmax", *BINARY)
 NUMBERS = {  # of one prediction and target
@@ -68,6 +69,10 @@ class Accuracy:
 
     def __call__(self, params: PyTree, row: Any) -> jax.Array:
         return jnp.argmax(self.task.predict(params, row[0])) == row[1]
+
+
+class FormatError(ValueError):
+    """A model file of a format that this version of jaxsgd does not read."""
 
 
 class Rows(NamedTuple):
@@ -141,7 +146,8 @@ def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) ->
 
 def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:
     """Write a model with all that predicting needs: an npz of plain arrays, no pickle in it."""
-    facts = {"format": FORMAT, "model": spec, "loss": loss, "names": rows.names}
+    facts = {"format": FORMAT, "version": version("jaxsgd")}
+    facts |= {"model": spec, "loss": loss, "names": rows.names}
     arrays = {"facts": np.array(json.dumps(facts)), "mean": rows.mean, "scale": rows.scale}
     arrays["unit"] = rows.unit
     if rows.classes is not None:
@@ -154,7 +160,7 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
     """Read a model back; its `Rows` have no rows.
 
     Raises:
-      ValueError: no such file, or none that `save` wrote.
+      ValueError: no such file, none that `save` wrote, or one of another format.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is no file, expected the model.npz that jaxsgd fit wrote")
@@ -163,13 +169,19 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(str(arrays["facts"]))
         if facts["format"] != FORMAT:
-            raise ValueError(facts["format"])
+            writer = facts.get("version", "0.1.0 or earlier")
+            raise FormatError(
+                f"{path}: expected format {FORMAT!r}, which jaxsgd {version('jaxsgd')} reads, got "
+                f"{facts['format']!r}, written by jaxsgd {writer}"
+            )
         empty = np.zeros(0), np.zeros(0)
         classes, mean, scale = arrays.get("classes"), arrays["mean"], arrays["scale"]
         rows = Rows(empty, None, facts["names"], classes, mean, scale, arrays["unit"])
         task = task_for(facts["model"], facts["loss"], rows)
         shapes = jax.eval_shape(task.model.init, jax.random.key(0))
         leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
+    except FormatError:
+        raise
     except (KeyError, TypeError, AttributeError, *BROKEN) as error:
         told = f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
         raise ValueError(told) from error

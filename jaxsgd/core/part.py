@@ -7,7 +7,7 @@ vmapped, moved to a device, saved and differentiated.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
@@ -26,7 +26,7 @@ class NumberKey(NamedTuple):
         return f".{self.name}"
 
 
-def static(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+def static(*, converter: Callable[..., object] | None = None, **options: Any) -> Any:
     """A field that is a part of the compiled program, not one of its arguments.
 
     Args:
@@ -37,7 +37,7 @@ def static(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> 
     return _field({"static": True}, converter, options)
 
 
-def number(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+def number(*, converter: Callable[..., object] | None = None, **options: Any) -> Any:
     """A field that holds a number or a schedule: a leaf, to be swept and differentiated.
 
     Args: as `static`.
@@ -46,7 +46,7 @@ def number(*, converter: Callable[[Any], Any] | None = None, **options: Any) -> 
 
 
 def field(
-    *, converter: Callable[[Any], Any] | None = None, wraps: bool = False, **options: Any
+    *, converter: Callable[..., object] | None = None, wraps: bool = False, **options: Any
 ) -> Any:
     """A field that holds another part, arrays, or any pytree of them.
 
@@ -58,7 +58,9 @@ def field(
     return _field({"wraps": wraps}, converter, options)
 
 
-def _field(metadata: dict[str, Any], converter: Any, options: dict[str, Any]) -> Any:
+def _field(
+    metadata: dict[str, bool], converter: Callable[..., object] | None, options: dict[str, Any]
+) -> Any:
     return dataclasses.field(metadata=metadata | {"converter": converter}, **options)
 
 
@@ -81,29 +83,30 @@ def part(cls: type[T]) -> type[T]:
     """
     check = cls.__dict__.get("__post_init__")
 
-    def __post_init__(self: Any) -> None:
+    def __post_init__(self: T) -> None:
         for name, converter in converters.items():
             set_fields(self, **{name: converter(getattr(self, name), f"{cls.__name__}'s {name}")})
         if check is not None:
             check(self)
 
-    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     converters = {f.name: f.metadata["converter"] for f in fields if f.metadata.get("converter")}
     statics = [f.name for f in fields if f.metadata.get("static")]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
+    _annotate_with_converters(cls, converters)
     numbers = {f.name for f in fields if f.metadata.get("number")}
     keys = [NumberKey(name) if name in numbers else GetAttrKey(name) for name in leaves]
 
-    def flatten(part: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    def flatten(part: T) -> tuple[list[object], tuple[object, ...]]:
         return [getattr(part, name) for name in leaves], tuple(getattr(part, n) for n in statics)
 
-    def flatten_with_keys(part: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    def flatten_with_keys(part: T) -> tuple[list[tuple[object, object]], tuple[object, ...]]:
         children, aux = flatten(part)
         return list(zip(keys, children, strict=True)), aux
 
-    def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
+    def unflatten(aux: tuple[object, ...], children: Iterable[object]) -> T:
         part = object.__new__(cls)
         set_fields(part, **dict(zip(leaves + statics, (*children, *aux), strict=True)))
         return part
@@ -112,7 +115,16 @@ def part(cls: type[T]) -> type[T]:
     return cls
 
 
-def set_fields(part: Any, **values: Any) -> None:
+def _annotate_with_converters(cls: type, converters: dict[str, Callable[..., object]]) -> None:
+    """Annotate the constructor, as `help` shows it, with what the converters of fields take."""
+    for name, converter in converters.items():
+        annotations = getattr(converter, "__annotations__", {})
+        first = next(iter(annotations), "return")
+        if first != "return":
+            cls.__init__.__annotations__[name] = annotations[first]
+
+
+def set_fields(part: object, **values: object) -> None:
     """Set fields of a frozen part that is being made: derived fields, in `__post_init__`."""
     for name, value in values.items():
         object.__setattr__(part, name, value)
@@ -128,11 +140,11 @@ class default_property(Generic[T]):
         self.get = get
         self.__doc__ = get.__doc__
 
-    def __get__(self, instance: Any, owner: type | None = None) -> T:
-        return self.get(instance) if instance is not None else self  # type: ignore[return-value]
+    def __get__(self, instance: object, owner: type | None = None) -> T:
+        return self.get(instance) if instance is not None else self  # pyright: ignore[reportReturnType]
 
 
-def wrapped_name(part: Any) -> str | None:
+def wrapped_name(part: object) -> str | None:
     """The name of the field that holds the part which `part` wraps, or None."""
     fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
     return next((f.name for f in fields if f.metadata.get("wraps")), None)
@@ -146,19 +158,19 @@ def innermost(part: T) -> T:
 
 
 @part
-class Function:
+class Function(Generic[T]):
     """A plain function as a part: static, and equal only to the same function object."""
 
-    fn: Callable[..., Any] = static()
+    fn: Callable[..., T] = static()
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, *args: object, **named: object) -> T:
         return self.fn(*args, **named)
 
     def __repr__(self) -> str:
         return getattr(self.fn, "__qualname__", repr(self.fn))
 
 
-def as_callable(fn: Any, name: str = "fn") -> Callable[..., Any]:
+def as_callable(fn: Callable[..., T], name: str = "fn") -> Callable[..., T]:
     """A callable pytree as it is; a plain function wrapped as a static part.
 
     Raises:
@@ -182,17 +194,17 @@ def as_callable(fn: Any, name: str = "fn") -> Callable[..., Any]:
     return fn
 
 
-def as_optional_callable(fn: Any, name: str = "fn") -> Callable[..., Any] | None:
+def as_optional_callable(fn: Callable[..., T] | None, name: str = "fn") -> Callable[..., T] | None:
     """`as_callable`, where None stays None."""
     return None if fn is None else as_callable(fn, name)
 
 
-def is_leaf(value: Any) -> bool:
+def is_leaf(value: object) -> bool:
     """Whether JAX takes a value for a leaf: an instance of a class without `@part`, a function."""
     return jax.tree_util.all_leaves([value])
 
 
-def as_contract(value: Any, contract: type[T], name: str, example: str) -> T:
+def as_contract(value: object, contract: type[T], name: str, example: str) -> T:
     """A part that implements a contract, as it is; anything else is refused.
 
     Args:

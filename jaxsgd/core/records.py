@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+_NOT_RECORDED: Any = None  # in the place of an array
 
 
 class Batch(NamedTuple):
@@ -13,38 +14,50 @@ class Batch(NamedTuple):
     the mean loss; nothing downstream divides. Padding repeats a row of the batch with weight 0.
     """
 
-    index: jax.Array  # type: ignore[assignment]  # int32[B]; tuple.index is not meant
-    weight: jax.Array  # float[B]: float32, or float64 in x64 mode
+    index: Int[Array, " B"]  # pyright: ignore[reportIncompatibleMethodOverride]  # int32
+    weight: Float[Array, " B"]  # float32, or float64 in x64 mode
+
+
+class NoiseEstimate(NamedTuple):
+    """The noise of a gradient: B rows estimate it with a variance of `variance / B`.
+
+    >>> jaxsgd.NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
+    NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
+    """
+
+    variance: Float[Array, ""]  # tr(Sigma), Sigma the covariance of the gradients of the rows
+    signal: Float[Array, ""]  # |G|^2, the squared norm of the mean gradient
+    scale: Float[Array, ""]  # rows; variance / signal
 
 
 class Estimate(NamedTuple):
     """What a gradient makes of a batch. `grads` are in the accumulator's dtype."""
 
-    loss: jax.Array  # float[]: the weighted sum of the losses
+    loss: Float[Array, ""]  # the weighted sum of the losses
     grads: PyTree  # like params, float32 (float64 where the parameter is float64)
     aux: PyTree = None  # the weighted sum of the loss's aux, where it has any
-    noise: Any = None  # a `NoiseEstimate`, of `NoiseScaleGradient`
+    noise: NoiseEstimate | None = None  # of a `NoiseScaleGradient`
 
 
 class Info(NamedTuple):
     """Diagnostics of one step. What is not recorded is not computed in a compiled run."""
 
-    step: Any = None  # int32[]: 0 is the first step
-    loss: Any = None  # float[]: of the batch, before the update, without the penalty
-    penalty: Any = None  # float[]: of the parameters before the update; 0 without a penalty
-    grad_norm: Any = None  # float[]: Euclidean norm of the gradient of loss + solver's penalty
-    update_norm: Any = None  # float[]: Euclidean norm of the updates that the rule returned
-    aux: Any = None  # of the loss, averaged with the weights
-    learning_rate: Any = None  # float[]: of this step; None where the rule reports none
-    noise: Any = None  # a `NoiseEstimate`, of a `NoiseScaleGradient`
-    finite: Any = None  # bool[]: loss, gradient and the parameters after the step are all finite
+    step: Int[Array, ""] = _NOT_RECORDED  # int32; 0 is the first step
+    loss: Float[Array, ""] = _NOT_RECORDED  # of the batch, before the update, without the penalty
+    penalty: Float[Array, ""] = _NOT_RECORDED  # before the update; 0 without a penalty
+    grad_norm: Float[Array, ""] = _NOT_RECORDED  # of the gradient of loss + solver's penalty
+    update_norm: Float[Array, ""] = _NOT_RECORDED  # of the updates that the rule returned
+    aux: PyTree = None  # of the loss, averaged with the weights
+    learning_rate: Float[Array, ""] | None = None  # of this step; None where the rule reports none
+    noise: NoiseEstimate | None = None  # of a `NoiseScaleGradient`
+    finite: Bool[Array, ""] = _NOT_RECORDED  # loss, gradient and the parameters after the step
 
 
 class State(NamedTuple):
     """Everything a run needs to go on: a pytree of arrays and keys, nothing else."""
 
     params: PyTree
-    step: jax.Array  # int32[]: the number of steps taken, at most 2**31 - 1
+    step: Int[Array, ""]  # int32: the number of steps taken, at most 2**31 - 1
     rule: PyTree
     sampler: PyTree
     gradient: PyTree

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.core import Tracer
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsgd.core.part import NumberKey
 
 
-def accumulator(dtype: Any) -> np.dtype:
+def accumulator(dtype: DTypeLike) -> np.dtype:
     """The dtype in which `dtype` is accumulated: float64 for float64, otherwise float32."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
@@ -20,7 +22,7 @@ def accumulator(dtype: Any) -> np.dtype:
 def accumulate(tree: PyTree) -> PyTree:
     """The float leaves of a tree in their accumulator's dtype, strong-typed, as JAX arrays."""
 
-    def cast(leaf: Any) -> Any:
+    def cast(leaf: ArrayLike) -> Array:
         leaf = jnp.asarray(leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return strong(leaf)
@@ -34,25 +36,25 @@ def accumulator_of(tree: PyTree) -> np.dtype:
     return np.result_type(np.float32, *(accumulator(x.dtype) for x in jax.tree.leaves(tree)))
 
 
-def gather(tree: PyTree, index: jax.Array) -> PyTree:
+def gather(tree: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
     """The rows of arrays at `index`. Bounds are not checked: samplers stay within them."""
     return jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), tree)
 
 
-def is_finite(tree: PyTree) -> jax.Array:
+def is_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether all numbers of a tree are finite (bool[])."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def squared_norm(tree: PyTree) -> jax.Array:
+def squared_norm(tree: PyTree) -> Float[Array, ""]:
     """The sum of the squares of all numbers of a tree (float[])."""
     return jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)]))
 
 
-def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def select(chosen: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """`new` where `chosen` (bool[]), else `old`, leaf by leaf, keys included."""
 
-    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+    def pick(new: Array, old: Array) -> Array:
         if new is old:  # what no step changes, a sampler's table, is not copied
             return new
         return by_words(lambda a, b: jnp.where(chosen, a, b), new, old)
@@ -68,7 +70,7 @@ def words_of(tree: PyTree) -> PyTree:
 def keys_of(words: PyTree, like: PyTree) -> PyTree:
     """The tree again, its keys where those of `like` are, and of their kind."""
 
-    def key(word: Any, old: Any) -> Any:
+    def key(word: Array, old: Array) -> Array:
         if not _is_key(old):
             return word
         return jax.random.wrap_key_data(word, impl=jax.random.key_impl(old))
@@ -76,16 +78,16 @@ def keys_of(words: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(key, words, like)
 
 
-def by_words(fn: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def by_words(fn: Callable[..., Array], *arrays: Array) -> Array:
     """`fn` of arrays, or of the words of keys."""
     return keys_of(fn(*words_of(arrays)), arrays[0])
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
-def strong(array: jax.Array) -> jax.Array:
+def strong(array: Array) -> Array:
     """The same array without JAX's weak type, which would retrace a scan or a jit."""
     is_weak = getattr(array, "weak_type", False)  # typed keys have none
     return jax.lax.convert_element_type(array, array.dtype) if is_weak else array
@@ -105,12 +107,12 @@ def as_arguments(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _as_argument(path: tuple[Any, ...], leaf: Any) -> Any:
+def _as_argument(path: KeyPath, leaf: object) -> Array | np.ndarray:
     default = jax.dtypes.canonicalize_dtype(float)
     is_number = bool(path) and isinstance(path[-1], NumberKey)
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return strong(leaf.astype(default) if is_number else leaf)
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, Array):
         is_other = is_number and leaf.dtype != default
         if not is_other and not getattr(leaf, "weak_type", False):
             return leaf
@@ -130,8 +132,8 @@ def placed_like(tree: PyTree, data: PyTree) -> PyTree:
     Otherwise the first result of a run would be committed to the data's device where its initial
     state was not, and the second call would compile again.
     """
-    arrays = [x for x in jax.tree.leaves(data) if isinstance(x, jax.Array)]
-    if any(isinstance(x, jax.core.Tracer) for x in [*arrays, *jax.tree.leaves(tree)]):
+    arrays = [x for x in jax.tree.leaves(data) if isinstance(x, Array)]
+    if any(isinstance(x, Tracer) for x in [*arrays, *jax.tree.leaves(tree)]):
         return tree
     placed = [x.sharding for x in arrays if x.committed]
     if not placed:

@@ -5,26 +5,31 @@ Only concrete values are checked: tracers, and the None of a vmap's `in_axes` tr
 """
 
 import operator
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Key, Num, PyTree
+
+# an array of several numbers is for a part that is mapped over with `jax.vmap`
+Number = int | float | np.number | np.ndarray | Num[Array, "..."]
 
 MAX_SIZE = 2**31 - 1  # row indices are int32
 
 
-def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
+def integer(value: object, name: str, least: int, most: int = MAX_SIZE) -> int:
     """`value` as a Python int in `least..most`."""
-    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+    if isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(
             f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
-            "that is traced (by jit, vmap, sweep) it is written down, no argument"
+            "that is traced (by jit, vmap, sweep) close over it, not an argument"
         )
     try:
-        result = operator.index(value)
+        result = operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise TypeError(
             f"{name} is {value!r} of type {type(value).__name__}, expected an int"
@@ -35,10 +40,10 @@ def integer(value: Any, name: str, least: int, most: int = MAX_SIZE) -> int:
 
 
 def number(
-    value: Any, name: str, least: float = 0.0, most: float = np.inf, *, below: float = np.inf
+    value: object, name: str, least: float = 0.0, most: float = np.inf, *, below: float = np.inf
 ) -> None:
     """Refuse what is no finite number (or array of them) in `least..most` and below `below`."""
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, Tracer):
         return  # an `in_axes` tree, or a trace
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
@@ -53,19 +58,19 @@ def number(
         raise ValueError(f"{name} is {value}, expected {bound}")
 
 
-def whole(least: int, most: int = MAX_SIZE) -> Callable[..., int]:
+def whole(least: int, most: int = MAX_SIZE) -> Callable[[SupportsIndex], int]:
     """A converter to a Python int in `least..most`."""
 
-    def convert(value: Any, name: str = "the argument") -> int:
+    def convert(value: SupportsIndex, name: str = "the argument") -> int:
         return integer(value, name, least, most)
 
     return convert
 
 
-def optional_whole(least: int) -> Callable[..., int | None]:
+def optional_whole(least: int) -> Callable[[SupportsIndex | None], int | None]:
     """A converter to a Python int of at least `least`, where None stays None."""
 
-    def convert(value: Any, name: str = "the argument") -> int | None:
+    def convert(value: SupportsIndex | None, name: str = "the argument") -> int | None:
         return None if value is None else integer(value, name, least)
 
     return convert
@@ -73,45 +78,55 @@ def optional_whole(least: int) -> Callable[..., int | None]:
 
 def real(
     least: float = 0.0, most: float = np.inf, *, below: float = np.inf
-) -> Callable[[Any], Any]:
+) -> Callable[[Number], Number]:
     """A converter that keeps a number (or an array of stacked ones) within bounds as it is."""
 
-    def convert(value: Any, name: str = "the argument") -> Any:
+    def convert(value: Number, name: str = "the argument") -> Number:
         number(value, name, least, most, below=below)
         return value
 
     return convert
 
 
-def whole_number(least: int) -> Callable[[Any], Any]:
+def optional_real(least: float = 0.0) -> Callable[[Number | None], Number | None]:
+    """A converter that keeps a number of at least `least`, or None, as it is."""
+
+    def convert(value: Number | None, name: str = "the argument") -> Number | None:
+        number(value, name, least)
+        return value
+
+    return convert
+
+
+def whole_number(least: int) -> Callable[[Number], Number]:
     """A converter that keeps a count of steps or checks (a leaf) as it is."""
 
-    def convert(value: Any, name: str = "the argument") -> Any:
+    def convert(value: Number, name: str = "the argument") -> Number:
         count(value, name, least)
         return value
 
     return convert
 
 
-def flag(value: Any, name: str = "the argument") -> bool:
+def flag(value: bool, name: str = "the argument") -> bool:
     """A converter to a Python bool."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
 
 
-def count(value: Any, name: str, least: int = 0) -> None:
+def count(value: object, name: str, least: int = 0) -> None:
     """Refuse what is no whole number of steps (or array of them) from `least` on, in 32 bits."""
     number(value, name, least)
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         return
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         host = np.asarray(jax.device_get(value), np.float64)
         if np.any(host % 1) or np.any(host > MAX_SIZE):
             raise ValueError(f"{name} is {value}, expected a whole number of at most {MAX_SIZE}")
 
 
-def no_iterator(data: Any, name: str = "data") -> None:
+def no_iterator(data: object, name: str = "data") -> None:
     """Refuse an iterator of batches where rows are meant."""
     if isinstance(data, Iterator):
         raise TypeError(
@@ -123,23 +138,23 @@ def no_iterator(data: Any, name: str = "data") -> None:
 
 def concrete(tree: PyTree, name: str) -> None:
     """Refuse tracers where a host loop needs numbers."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
         raise TypeError(
             f"{name} was called inside a traced function (jit, vmap, sweep), but is a loop on the "
             "host; use jaxsgd.run there, which is a pure function"
         )
 
 
-def one_a_row(value: Any, n: int, name: str) -> None:
+def one_a_row(value: object, n: int, name: str) -> None:
     """Refuse an array that has not one entry for each of `n` rows."""
     shape = jnp.shape(value) if isinstance(value, np.ndarray | jax.Array) else (n,)
     if shape != (n,):
         raise ValueError(f"{name} is of shape {shape}, expected ({n},): one entry a row")
 
 
-def weights(value: Any, name: str, dtype: Any = np.float32) -> None:
+def weights(value: object, name: str, dtype: DTypeLike = np.float32) -> None:
     """Refuse what is no array of numbers at least 0, some above it as `dtype` on the last axis."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
         kind = type(value).__name__
@@ -153,7 +168,7 @@ def weights(value: Any, name: str, dtype: Any = np.float32) -> None:
         raise ValueError(f"{name} is 0 for all rows, expected one above 0")
 
 
-def form(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+def form(tree: PyTree) -> tuple[Hashable, list[tuple[int, ...]]]:
     """The structure and shapes of a tree, to be compared whatever its containers are."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [jnp.shape(leaf) for leaf in leaves]
@@ -167,7 +182,7 @@ def no_text(leaf: np.ndarray, where: str) -> None:
 
 def fits_32_bits(leaf: np.ndarray, where: str) -> None:
     """Refuse 64-bit integers that JAX would wrap to 32."""
-    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         return
     is_wide = leaf.dtype in (np.int64, np.uint64) and leaf.size > 0
     if is_wide and max(int(leaf.max()), -int(leaf.min())) > MAX_SIZE:
@@ -196,7 +211,7 @@ def params(tree: PyTree) -> None:
         raise ValueError("params holds no array, expected a pytree of float arrays")
 
 
-def key(value: Any) -> jax.Array:
+def key(value: object) -> Key[Array, ""]:
     """A typed key as it is, a legacy `PRNGKey` wrapped; anything else is refused."""
     if isinstance(value, jax.Array):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):

@@ -13,12 +13,12 @@ read shapes and dtypes only; whatever differs by the place of the rows is a meth
 
 import abc
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Self
+from typing import NoReturn, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, Num, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import default_property
@@ -68,7 +68,7 @@ class Rows(abc.ABC):
         """The arrays that are cut when a batch is cut in parts: None, but of `BatchRows`."""
         return None
 
-    def with_batch_arrays(self, arrays: PyTree) -> Any:
+    def with_batch_arrays(self, arrays: PyTree) -> PyTree:
         """The data of a part of a batch, whose `batch_arrays` are these."""
         return self
 
@@ -80,7 +80,7 @@ class Rows(abc.ABC):
         """The sampler of a run on these rows, its size filled in."""
         return sampler.for_size(self.size)
 
-    def as_batch(self) -> Any:
+    def as_batch(self) -> PyTree:
         """The data of a step whose batch is all rows in order: not gathered where it can be."""
         return self
 
@@ -88,7 +88,7 @@ class Rows(abc.ABC):
         """The tree on the devices of the rows, where those were chosen explicitly."""
         return tree
 
-    def as_arguments(self) -> Any:
+    def as_arguments(self) -> PyTree:
         """The data as an argument of a compiled program: arrays on a device."""
         return self
 
@@ -100,7 +100,7 @@ class Rows(abc.ABC):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Float[Array, " n"] | None,
+        sample_weight: Num[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:
@@ -161,7 +161,7 @@ class ArrayRows(Rows):
         """The arrays: a part of a batch has its own index."""
         return self.arrays
 
-    def as_batch(self) -> Any:
+    def as_batch(self) -> PyTree:
         """The arrays as rows that are gathered already."""
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self.arrays)):
             return self.arrays  # of streamed rows only the shapes are here
@@ -187,7 +187,11 @@ class ArrayRows(Rows):
                 validation.fits_32_bits(leaf, f"{name}{jax.tree_util.keystr(path)}")
 
     def total(
-        self, add: Callable[..., PyTree], sample_weight: Any, batch_size: int, *args: PyTree
+        self,
+        add: Callable[..., PyTree],
+        sample_weight: Num[Array, " n"] | None,
+        batch_size: int,
+        *args: PyTree,
     ) -> PyTree:
         """`add` of all rows."""
         return add(self.arrays, sample_weight, None, *args)
@@ -247,23 +251,29 @@ class BatchRows(Rows):
         return type(self)(arrays, self._size)
 
     def total(
-        self, add: Callable[..., PyTree], sample_weight: Any, batch_size: int, *args: PyTree
+        self,
+        add: Callable[..., PyTree],
+        sample_weight: Num[Array, " n"] | None,
+        batch_size: int,
+        *args: PyTree,
     ) -> PyTree:
         """`add` of the batch."""
         return add(self.arrays, sample_weight, None, *args)
 
-    def feeds(self, *args: Any) -> Generator[tuple[PyTree, int, int], None, None]:
+    def feeds(
+        self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
+    ) -> Generator[tuple[PyTree, int, int], None, None]:
         """One batch is no data of a loop."""
         raise TypeError("data are one batch that was gathered already, expected all rows")
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> NoReturn:
         raise TypeError(
             "the rows of this batch were gathered elsewhere, and are not indexed by the data's "
             "numbers; a gradient reads its rows by jaxsgd.take(data, batch.index)"
         )
 
 
-def as_rows(data: Any, name: str = "data") -> Rows:
+def as_rows(data: PyTree, name: str = "data") -> Rows:
     """`Rows` as they are, and a pytree of arrays as `ArrayRows`. Only shapes and dtypes are read.
 
     Raises:
@@ -294,7 +304,7 @@ def take(data: PyTree, index: Int[Array, " B"]) -> PyTree:
     return data.take(index) if isinstance(data, Rows) else gather(data, index)
 
 
-def require_resident(data: Any, name: str) -> Rows:
+def require_resident(data: PyTree, name: str) -> Rows:
     """The rows, refused where they are not arrays on one device (or replicated).
 
     Raises:
@@ -306,7 +316,7 @@ def require_resident(data: Any, name: str) -> Rows:
     return rows
 
 
-def check_same_form(other: Any, data: Any, name: str) -> None:
+def check_same_form(other: PyTree, data: PyTree, name: str) -> None:
     """Refuse rows that differ in structure or shape from the rows of `data`."""
     trees = [as_rows(other, name).shapes, as_rows(data).shapes]
     forms = [validation.form(tree) for tree in trees]
@@ -315,7 +325,7 @@ def check_same_form(other: Any, data: Any, name: str) -> None:
         raise ValueError(f"a row of {name} has shape {shapes[0]}, expected {shapes[1]} as in data")
 
 
-def _check_leaf(leaf: Any, where: str) -> None:
+def _check_leaf(leaf: object, where: str) -> None:
     if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
         is_scalar = isinstance(leaf, np.ndarray | np.generic | jax.Array)
         given = "a scalar" if is_scalar else f"a {type(leaf).__name__}"

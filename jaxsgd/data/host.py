@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import count, cycle, islice
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Num, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.records import State
@@ -30,6 +32,14 @@ from jaxsgd.samplers.base import Sampler
 T = TypeVar("T")
 GAP = 2**16  # bytes: a gap up to this is read, and not used, rather than skipped
 RUN = 2**24  # bytes: the longest run that is read at a time
+
+
+class Source(Protocol):
+    """What a leaf of `HostRows` has. A `shape` and a `dtype` are used where it has them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | slice | np.ndarray, /) -> ArrayLike: ...
 
 
 class StreamedRows(Rows):
@@ -76,14 +86,18 @@ class StreamedRows(Rows):
         shapes = jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", self.shapes)
         return f"{type(self).__name__} of {shapes}"
 
-    def take(self, index: jax.Array) -> PyTree:
+    def take(self, index: Int[Array, " B"]) -> PyTree:
         """The rows at `index`, read from the host: not in a compiled program."""
-        index = np.asarray(index)
-        out = jax.tree.map(partial(_buffer, index.size), self.shapes)
-        return jax.tree.map(jnp.array, self.read(index, out))
+        numbers = np.asarray(index)
+        out = jax.tree.map(partial(_buffer, numbers.size), self.shapes)
+        return jax.tree.map(jnp.array, self.read(numbers, out))
 
     def total(
-        self, add: Callable[..., PyTree], sample_weight: Any, batch_size: int, *args: PyTree
+        self,
+        add: Callable[..., PyTree],
+        sample_weight: Num[Array, " n"] | None,
+        batch_size: int,
+        *args: PyTree,
     ) -> PyTree:
         """`add` of one block of rows after another."""
         sums = None
@@ -195,7 +209,7 @@ class HostRows(StreamedRows):
           OSError: a source could not be read, is shorter than it was, or has other rows.
         """
 
-        def gather(path: Any, source: Any, out: np.ndarray) -> np.ndarray:
+        def gather(path: KeyPath, source: Source, out: np.ndarray) -> np.ndarray:
             where, out = f"data{jax.tree_util.keystr(path)}", out[: len(index)]
             try:
                 _gather(source, index, out, where)
@@ -208,7 +222,7 @@ class HostRows(StreamedRows):
         return jax.tree_util.tree_map_with_path(gather, self.arrays, out)
 
 
-def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
+def _shape_of(path: KeyPath, source: Source) -> jax.ShapeDtypeStruct:
     where, kind = f"data{jax.tree_util.keystr(path)}", type(source).__name__
     try:
         shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
@@ -226,7 +240,7 @@ def _shape_of(path: Any, source: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _gather(source: Any, index: np.ndarray, out: np.ndarray, where: str) -> None:
+def _gather(source: Source, index: np.ndarray, out: np.ndarray, where: str) -> None:
     if isinstance(source, np.ndarray):
         _is_whole(source)
         if source.dtype == out.dtype and source.flags.c_contiguous and source.flags.aligned:
@@ -248,7 +262,7 @@ def _gather(source: Any, index: np.ndarray, out: np.ndarray, where: str) -> None
         _put(out, places, read[run - run[0]], where)
 
 
-def _put(out: np.ndarray, places: Any, rows: np.ndarray, where: str) -> None:
+def _put(out: np.ndarray, places: np.ndarray | slice, rows: np.ndarray, where: str) -> None:
     """Rows into their places in the dtype that JAX will give them."""
     if rows.shape[1:] != out.shape[1:]:
         raise ValueError(f"it gave rows of shape {rows.shape[1:]}, expected {out.shape[1:]}")
@@ -259,11 +273,11 @@ def _put(out: np.ndarray, places: Any, rows: np.ndarray, where: str) -> None:
 
 def _is_whole(source: np.ndarray) -> None:
     """Refuse a memory map of a file cut short: reading beyond its end would end the process."""
-    base: Any = source
+    base: object = source
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
     file, name = getattr(base, "_mmap", None), getattr(base, "filename", None)
-    if file is None or name is None:
+    if not isinstance(base, np.memmap) or file is None or name is None:
         return
     # the map, of which this may be a part, begins at a whole page
     expected = base.offset - base.offset % mmap.ALLOCATIONGRANULARITY + len(file)
@@ -291,7 +305,7 @@ def _ahead(
     ring = [jax.tree.map(partial(_buffer, rows), data.shapes) for _ in range(data.prefetch + 2)]
     place = [x.sharding for x in jax.tree.leaves(near) if x.committed]
     # which a thread does not inherit
-    x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device  # type: ignore[attr-defined]
+    x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def put(job: T, out: PyTree) -> PyTree:
         with jax.enable_x64(x64), jax.default_device(device):
@@ -321,7 +335,7 @@ def _buffer(rows: int, shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return raw[begin : begin + size].view(shape.dtype).reshape(rows, *shape.shape[1:])
 
 
-def _indices(sampler: Any, state: PyTree, steps: int) -> Iterator[np.ndarray]:
+def _indices(sampler: Sampler, state: PyTree, steps: int) -> Iterator[np.ndarray]:
     """The rows of so many steps after so many (int32[steps, B])."""
     while True:
         state, index = _plan(sampler, state, steps=steps)
@@ -329,8 +343,8 @@ def _indices(sampler: Any, state: PyTree, steps: int) -> Iterator[np.ndarray]:
 
 
 @partial(jax.jit, static_argnames="steps")
-def _plan(sampler: Any, state: PyTree, *, steps: int) -> tuple[PyTree, jax.Array]:
-    def draw(state: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+def _plan(sampler: Sampler, state: PyTree, *, steps: int) -> tuple[PyTree, Int[Array, "steps B"]]:
+    def draw(state: PyTree, _: None) -> tuple[PyTree, Int[Array, " B"]]:
         batch, state = sampler.update(state)
         return state, batch.index
 

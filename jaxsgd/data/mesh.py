@@ -5,7 +5,6 @@ it on several.
 """
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, Num, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
@@ -85,7 +84,7 @@ class MeshRows(Rows):
             )
         place = NamedSharding(self.mesh, P(self.axis))
 
-        def put(x: Any) -> jax.Array:
+        def put(x: np.ndarray | Array) -> Array:
             local = _padded(x, held[own], self._length)
             if jax.process_count() == 1:
                 return jax.device_put(local, place)
@@ -104,7 +103,7 @@ class MeshRows(Rows):
         shape = lambda x: jax.ShapeDtypeStruct((self.size, *x.shape[1:]), x.dtype)  # noqa: E731
         return jax.tree.map(shape, self.arrays)
 
-    def take(self, index: jax.Array) -> PyTree:
+    def take(self, index: Int[Array, " B"]) -> PyTree:
         """Refused: no device holds all rows."""
         raise TypeError(
             f"{self!r} cannot be read by index, for no device holds all rows; expected arrays"
@@ -142,8 +141,12 @@ class MeshRows(Rows):
                 "MeshRows, drawn by solver.sampler_for(rows)"
             )
 
-        def reduce(of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> Any:
-            def on_device(rows: PyTree, first: jax.Array, batch: Batch, *args: PyTree) -> Any:
+        def reduce(
+            of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree
+        ) -> tuple[PyTree, PyTree]:
+            def on_device(
+                rows: PyTree, first: Int[Array, ""], batch: Batch, *args: PyTree
+            ) -> tuple[PyTree, PyTree]:
                 held = ArrayRows(rows).size
                 local = self.local_batch(batch, first, held)
                 if not is_keyed:
@@ -162,11 +165,20 @@ class MeshRows(Rows):
         return reduce
 
     def total(
-        self, add: Callable[..., PyTree], sample_weight: Any, batch_size: int, *args: PyTree
+        self,
+        add: Callable[..., PyTree],
+        sample_weight: Num[Array, " n"] | None,
+        batch_size: int,
+        *args: PyTree,
     ) -> PyTree:
         """Each device adds its own rows; the sums are added over the mesh."""
 
-        def own(rows: PyTree, first: jax.Array, sample_weight: Any, *args: PyTree) -> Any:
+        def own(
+            rows: PyTree,
+            first: Int[Array, ""],
+            sample_weight: Num[Array, " n"] | None,
+            *args: PyTree,
+        ) -> PyTree:
             weight = self.weights(sample_weight, first, ArrayRows(rows).size)
             return lax.psum(add(rows, weight, None, *args), self.axis)
 
@@ -201,7 +213,7 @@ class MeshRows(Rows):
         )
         return spread(self.arrays, args)
 
-    def local_batch(self, batch: Batch, first: jax.Array, held: int) -> Batch:
+    def local_batch(self, batch: Batch, first: Int[Array, ""], held: int) -> Batch:
         """The part of a `Sharded` batch whose rows a device holds, indexed within those rows.
 
         `first` is the number of the first row it holds, padding included, `held` how many it holds.
@@ -216,7 +228,9 @@ class MeshRows(Rows):
         is_here = (place >= 0) & (place < held)  # otherwise it was not drawn from these shards
         return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
 
-    def weights(self, sample_weight: Any, first: jax.Array, held: int) -> jax.Array:
+    def weights(
+        self, sample_weight: Num[Array, " n"] | None, first: Int[Array, ""], held: int
+    ) -> Num[Array, " held"]:
         """The weights (float[held]) of the rows from a place on: 0 on padding."""
         least, rest = divmod(self.size, self.shards)
         shard, turn = jnp.divmod(first + jnp.arange(held, dtype=jnp.int32), self._length)
@@ -289,7 +303,7 @@ def _own_shards(mesh: Mesh, axis: str, shards: int) -> slice:
     return slice(here[0] * each, (here[-1] + 1) * each)
 
 
-def _padded(x: Any, counts: np.ndarray, most: int) -> Any:
+def _padded(x: np.ndarray | Array, counts: np.ndarray, most: int) -> np.ndarray | Array:
     """Shards padded to the length of the longest, each by one of its rows."""
     if counts.min() == most:
         return x

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxsgd.core import validation
+from jaxsgd.core.records import NoiseEstimate
 from jaxsgd.core.trees import as_arguments, squared_norm
 from jaxsgd.data.base import require_resident
 from jaxsgd.gradients.clipped import squared_norms
-from jaxsgd.gradients.noise_scale import NoiseEstimate
 from jaxsgd.gradients.svrg import full_gradient
 from jaxsgd.losses import RowLoss, as_loss
 

@@ -1,9 +1,6 @@
 """The gradient of a batch in parts, one after the other."""
 
-from typing import Any
-
-import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -46,17 +43,19 @@ class Accumulated(Gradient):
         """Whether the gradient draws random numbers."""
         return self.gradient.is_keyed
 
-    def init(self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None) -> Any:
+    def init(
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+    ) -> PyTree:
         """The gradient's state before the first step."""
         return self.gradient.init(params, data, key, model_state)
 
     def update(
-        self, params: PyTree, data: PyTree, batch: Batch, state: Any
-    ) -> tuple[Estimate, Any]:
+        self, params: PyTree, data: PyTree, batch: Batch, state: PyTree
+    ) -> tuple[Estimate, PyTree]:
         """The estimate from a batch of rows of `data`, and the state after it."""
         parts = in_sequence(data, batch, self.chunks)
         return update_in_parts(self.gradient, parts, params, state)
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: PyTree) -> Float[Array, ""]:
         """The loss of the same batch, with the same key and model state, at other params."""
         return value_in_parts(self.gradient, in_sequence(data, batch, self.chunks), params, state)

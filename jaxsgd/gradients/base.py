@@ -1,10 +1,10 @@
 """The contract of a gradient: what a step makes of a batch of rows."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.losses import Loss
@@ -16,9 +16,22 @@ class GradientState(NamedTuple):
     Any state of a gradient has the field `model_state`, and, where the gradient is keyed, `key`.
     """
 
-    key: jax.Array | None = None  # only folded; None where no random numbers are drawn
+    key: Key[Array, ""] | None = None  # only folded; None where no random numbers are drawn
     step: Int[Array, ""] | None = None  # None where there is no key
     model_state: PyTree = None  # of a loss that has one
+
+    @property
+    def step_key(self) -> Key[Array, ""]:
+        """The key of this step.
+
+        Raises:
+          ValueError: the state has no key.
+        """
+        if self.key is None or self.step is None:
+            raise ValueError(
+                "the state has no key: it was made for a gradient that draws no numbers"
+            )
+        return jax.random.fold_in(self.key, self.step)
 
 
 class Gradient(abc.ABC):
@@ -56,7 +69,9 @@ class Gradient(abc.ABC):
     loss: Loss | None = None
 
     @abc.abstractmethod
-    def init(self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None) -> Any:
+    def init(
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+    ) -> PyTree:
         """The state before the first step, such as `GradientState()`.
 
         Args:
@@ -68,12 +83,12 @@ class Gradient(abc.ABC):
 
     @abc.abstractmethod
     def update(
-        self, params: PyTree, data: PyTree, batch: Batch, state: Any
-    ) -> tuple[Estimate, Any]:
+        self, params: PyTree, data: PyTree, batch: Batch, state: PyTree
+    ) -> tuple[Estimate, PyTree]:
         """The estimate from a batch of rows of `data`, and the state after it."""
 
     @abc.abstractmethod
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: PyTree) -> Float[Array, ""]:
         """The loss of the same batch, with the same key and model state, at other params."""
 
 
@@ -86,7 +101,7 @@ def refuse_model_state(model_state: PyTree, gradient: Gradient) -> None:
         )
 
 
-def check_state(state: Any, gradient: Gradient) -> None:
+def check_state(state: PyTree, gradient: Gradient) -> None:
     """Refuse a state without a model state: it is no state of a gradient."""
     fields = getattr(type(state), "_fields", ())
     missing = [

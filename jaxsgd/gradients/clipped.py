@@ -1,21 +1,34 @@
 """Gradients that no row can move far: clipped one by one, with noise (private training)."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, number, part, set_fields, static
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.core.trees import accumulate, accumulator_of, like, squared_norm
+from jaxsgd.core.validation import Number
 from jaxsgd.data.base import as_rows
 from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
-from jaxsgd.losses import RowLoss, as_loss, weigh
+from jaxsgd.losses import Loss, RowLoss, as_loss, weigh
 from jaxsgd.models import ModelLoss
 
 CHUNK = 2**22  # bytes of the gradients of rows that are made at a time
+
+
+def _as_row_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> RowLoss:
+    """A loss of one row without a model state."""
+    loss = as_loss(loss, name)
+    if not isinstance(loss, RowLoss) or loss.has_model_state:
+        raise TypeError(
+            f"{name} is {loss!r}, expected a function of (params, row) or a RowLoss without a "
+            "model state: only then has a row a gradient of its own"
+        )
+    return loss
 
 
 @part
@@ -56,18 +69,13 @@ class PerExampleClipped(Gradient):
     -0.6
     """
 
-    loss: RowLoss = field(converter=as_loss)
-    max_norm: Any = number(converter=validation.real(1e-30))
-    noise: Any = number(default=0.0, converter=validation.real())
-    row_scale: Any = number(default=None, converter=validation.real())
+    loss: RowLoss = field(converter=_as_row_loss)
+    max_norm: Number = number(converter=validation.real(1e-30))
+    noise: Number = number(default=0.0, converter=validation.real())
+    row_scale: Number | None = number(default=None, converter=validation.optional_real())
     is_noisy: bool = static(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.loss, RowLoss) or self.loss.has_model_state:
-            raise TypeError(
-                f"PerExampleClipped's loss is {self.loss!r}, expected a function of (params, row) "
-                "or a RowLoss without a model state: only then has a row a gradient of its own"
-            )
         is_noisy = not (isinstance(self.noise, int | float) and self.noise == 0)
         set_fields(self, is_noisy=is_noisy)
         if is_noisy and self.row_scale is None:
@@ -92,7 +100,7 @@ class PerExampleClipped(Gradient):
         return self.loss.keyed
 
     def init(
-        self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
     ) -> GradientState:
         """The state before the first step."""
         refuse_model_state(model_state, self)
@@ -111,7 +119,7 @@ class PerExampleClipped(Gradient):
                 lambda x: x.astype(weight.dtype), model.errors(like(wide, params), rows)
             )
             pairs = zip(errors, inputs, strict=True)
-            squares = sum(_squares(e) * (_squares(x) + 1) for e, x in pairs)
+            squares = reduce(jnp.add, (_squares(e) * (_squares(x) + 1) for e, x in pairs))
             factor = self._factor(weight, squares)
             scaled = tuple(jax.vmap(jnp.multiply)(factor, e) for e in errors)
             grads, aux = model.summed(scaled, inputs), None
@@ -119,7 +127,7 @@ class PerExampleClipped(Gradient):
             again = None if key is None else jax.random.clone(key)  # the same draws
             squares = squared_norms(self.loss, params, rows, again)
 
-            def losses(wide: PyTree) -> tuple[jax.Array, Any]:
+            def losses(wide: PyTree) -> tuple[Float[Array, " B"], PyTree]:
                 return self.loss.each(like(wide, params), rows, key, None)[:2]
 
             values, back, aux = jax.vjp(losses, wide, has_aux=True)
@@ -130,30 +138,37 @@ class PerExampleClipped(Gradient):
             (grads, weigh(weight, values), weigh(weight, aux)),
         )
         if self.is_noisy:
-            grads = self._noised(grads, jax.random.fold_in(_of_step(state), 1))
+            grads = self._noised(grads, jax.random.fold_in(state.step_key, 1))
         step = None if state.step is None else state.step + 1
         return Estimate(loss, grads, aux), GradientState(state.key, step)
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> jax.Array:
+    def value(
+        self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
+    ) -> Float[Array, ""]:
         """The loss (float[]) of the same batch at other params, nothing clipped."""
         weight, rows, key = self._rows(params, data, batch, state)
         loss = weigh(weight, self.loss.each(params, rows, key, None)[0])
         return jnp.where(jnp.any(weight != 0), loss, 0)
 
-    def _rows(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> Any:
+    def _rows(
+        self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
+    ) -> tuple[Float[Array, " B"], PyTree, Key[Array, ""] | None]:
         """The weights and rows, those of weight 0 replaced by one that has some; and a key."""
         weight = batch.weight.astype(accumulator_of(params))
         slot = jnp.where(weight != 0, jnp.arange(len(weight)), jnp.argmax(weight != 0))
         rows = as_rows(data).take_some(batch.index, slot)
-        return weight, rows, jax.random.fold_in(_of_step(state), 0) if self.loss.keyed else None
+        return weight, rows, jax.random.fold_in(state.step_key, 0) if self.loss.keyed else None
 
-    def _factor(self, weight: jax.Array, squares: Any) -> jax.Array:
+    def _factor(
+        self, weight: Float[Array, " B"], squares: Float[Array, " B"]
+    ) -> Float[Array, " B"]:
         most = jnp.asarray(self.max_norm, weight.dtype)
         is_long = ~(squares <= jnp.square(most))  # NaN too
         factor = jnp.where(is_long, most * jax.lax.rsqrt(jnp.where(is_long, squares, 1)), 1)
         return weight * factor
 
-    def _noised(self, grads: PyTree, key: jax.Array) -> PyTree:
+    def _noised(self, grads: PyTree, key: Key[Array, ""]) -> PyTree:
+        assert self.row_scale is not None  # as the constructor checks
         scale = self.noise * self.max_norm * self.row_scale
         leaves, tree = jax.tree.flatten(grads)
         for i, x in enumerate(leaves):
@@ -163,13 +178,17 @@ class PerExampleClipped(Gradient):
 
 
 def squared_norms(
-    loss: RowLoss, params: PyTree, rows: PyTree, key: Any, centre: PyTree = None
-) -> jax.Array:
-    """The squared norm (float[B]) of each row's gradient, from a centre, a few rows at a time."""
+    loss: RowLoss,
+    params: PyTree,
+    rows: PyTree,
+    key: Key[Array, ""] | None,
+    centre: PyTree = None,
+) -> Float[Array, " B"]:
+    """The squared norm of each row's gradient, from a centre, a few rows at a time."""
     wide, count = accumulate(params), jax.tree.leaves(rows)[0].shape[0]
-    keys = jax.random.split(key, count) if loss.keyed else None
+    keys = jax.random.split(validation.key(key), count) if loss.keyed else None
 
-    def square(row_and_key: Any) -> jax.Array:
+    def square(row_and_key: tuple[PyTree, Key[Array, ""] | None]) -> Float[Array, ""]:
         row, key = row_and_key
         grads = jax.grad(lambda wide: loss.one(like(wide, params), row, key, None)[0])(wide)
         return squared_norm(grads if centre is None else jax.tree.map(jnp.subtract, grads, centre))
@@ -178,10 +197,6 @@ def squared_norms(
     return jax.lax.map(square, (rows, keys), batch_size=min(count, max(1, CHUNK // size)))
 
 
-def _of_step(state: GradientState) -> jax.Array:
-    return jax.random.fold_in(state.key, state.step)
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    """The squared norm (float[B]) of each row of float[B] or float[B, k]."""
+def _squares(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """The squared norm of each row of an array."""
     return jnp.sum(jnp.square(x).reshape(len(x), -1), axis=1)

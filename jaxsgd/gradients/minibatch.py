@@ -1,10 +1,11 @@
 """The plain gradient of a batch."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, field, part
@@ -15,7 +16,9 @@ from jaxsgd.gradients.base import Gradient, GradientState
 from jaxsgd.losses import Loss, as_loss
 
 
-def as_gradient(gradient: Any, name: str = "gradient") -> Gradient:
+def as_gradient(
+    gradient: Gradient | Loss | Callable[..., PyTree], name: str = "gradient"
+) -> Gradient:
     """A gradient as it is; a loss, or a function of (params, row), as `MinibatchGradient(loss)`."""
     if isinstance(gradient, type) and issubclass(gradient, Gradient | Loss):
         raise TypeError(
@@ -32,7 +35,9 @@ def as_gradient(gradient: Any, name: str = "gradient") -> Gradient:
     return MinibatchGradient(gradient)
 
 
-def as_linear_gradient(gradient: Any, name: str = "gradient", where: str = "") -> Gradient:
+def as_linear_gradient(
+    gradient: Gradient | Loss | Callable[..., PyTree], name: str = "gradient", where: str = ""
+) -> Gradient:
     """A gradient whose estimate is a sum over the rows of a batch; any other is refused."""
     gradient = as_gradient(gradient, name)
     if not gradient.is_linear:
@@ -75,7 +80,7 @@ class MinibatchGradient(Gradient):
         return self.loss.keyed
 
     def init(
-        self, params: PyTree, data: PyTree, key: jax.Array, model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
     ) -> GradientState:
         """The state before the first step, from the model state of a loss that has one."""
         if self.loss.has_model_state and model_state is None:
@@ -96,7 +101,7 @@ class MinibatchGradient(Gradient):
     ) -> tuple[Estimate, GradientState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
 
-        def objective(accumulated: PyTree) -> tuple[jax.Array, Any]:
+        def objective(accumulated: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
             return self._total(like(accumulated, params), data, batch, state)
 
         # differentiated in the accumulator's dtype: bfloat16 gradients would be rounded twice
@@ -108,14 +113,16 @@ class MinibatchGradient(Gradient):
             model_state = _model_state_like(model_state, state.model_state)
         return Estimate(loss, grads, aux), GradientState(state.key, step, model_state)
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: GradientState) -> jax.Array:
+    def value(
+        self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
+    ) -> Float[Array, ""]:
         """The loss of the same batch, with the same key and model state, at other params."""
         return self._total(params, data, batch, state)[0]
 
     def _total(
         self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
-    ) -> tuple[jax.Array, Any]:
-        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    ) -> tuple[Float[Array, ""], tuple[PyTree, PyTree]]:
+        key = None if state.key is None else state.step_key
         weight = batch.weight.astype(accumulator_of(params))
         return self.loss.total(params, take(data, batch.index), weight, key, state.model_state)
 
@@ -128,7 +135,7 @@ def _model_state_like(model_state: PyTree, before: PyTree) -> PyTree:
             f"the loss returned a model state of shapes {shapes[0]}, but was given {shapes[1]}"
         )
 
-    def cast(new: Any, old: jax.Array) -> jax.Array:
+    def cast(new: ArrayLike, old: Array) -> Array:
         new = jnp.asarray(new)
         if jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact):
             raise TypeError(

@@ -1,39 +1,28 @@
 """How noisy a gradient is: the variance over rows, and the batch size that it speaks for."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, number, part
-from jaxsgd.core.records import Batch, Estimate
+from jaxsgd.core.records import Batch, Estimate, NoiseEstimate
 from jaxsgd.core.trees import accumulator_of, squared_norm
+from jaxsgd.core.validation import Number
 from jaxsgd.gradients.base import Gradient
 from jaxsgd.gradients.minibatch import as_linear_gradient
 from jaxsgd.gradients.partial_sums import estimate_of_part, for_part, halves, joined
 
 
-class NoiseEstimate(NamedTuple):
-    """The noise of a gradient: B rows estimate it with a variance of `variance / B`.
-
-    >>> jaxsgd.NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
-    NoiseEstimate(variance=8.0, signal=0.5, scale=16.0)
-    """
-
-    variance: jax.Array  # float[]: tr(Sigma), Sigma the covariance of the gradients of the rows
-    signal: jax.Array  # float[]: |G|^2, the squared norm of the mean gradient
-    scale: jax.Array  # float[]: rows; variance / signal
-
-
 class NoiseState(NamedTuple):
     """The state of the gradient within, and sums over the steps, the last ones weighing most."""
 
-    gradient: Any
-    variance: jax.Array  # float[]
-    signal: jax.Array  # float[]
-    weight: jax.Array  # float[]: of 1
+    gradient: PyTree
+    variance: Float[Array, ""]
+    signal: Float[Array, ""]
+    weight: Float[Array, ""]  # of 1
 
     @property
     def model_state(self) -> PyTree:
@@ -45,22 +34,22 @@ class NoiseState(NamedTuple):
 class NoiseScaleGradient(Gradient):
     """Another gradient, which also estimates how noisy it is: `Info.noise`.
 
-    The batch is taken in two halves, every other position, with gradients g1 and g2 of b1 and b2
-    rows. `|G|^2` is estimated without bias by `g1 . g2`, and `tr(Sigma)` by
-    `|g1 - g2|^2 / (1/b1 + 1/b2)`, which is McCandlish's form for any halves. Single steps are noisy,
-    so both are running means, and `scale` is their ratio (the mean of ratios would be biased). A
-    step with an empty half changes nothing; before the first step without one, they are NaN. They
+    The batch is taken in two halves, every other position, with gradients g1 and g2 of b1 and
+    b2 rows. `|G|^2` is estimated without bias by `g1 . g2`, and `tr(Sigma)` by `|g1 - g2|^2 /
+    (1/b1 + 1/b2)`, which is McCandlish's form for any halves. Single steps are noisy, so both
+    are running means, and `scale` is their ratio (the mean of ratios would be biased). A step
+    with an empty half changes nothing; before the first step without one, they are NaN. They
     lag by `1 / (1 - decay)` steps, and a `scale` below 0 means that they are too noisy for an
     estimate.
 
-    Rows drawn without replacement from n give `n / (n - 1)` of the variance, and that over n less of
-    the signal: too large a scale where it is not far below n. For `Stratified` and `Sharded` batches
-    it is the variance within classes and shards, for `ImportanceSampled` batches that of the
-    weighted gradients. Rows of `Poisson` batches are in the order of the data, so shuffle sorted
-    data before; of q n rows the signal is `1 / (q n)` too large.
+    Rows drawn without replacement from n give `n / (n - 1)` of the variance, and that over n
+    less of the signal: too large a scale where it is not far below n. For `Stratified` and
+    `Sharded` batches it is the variance within classes and shards, for `ImportanceSampled`
+    batches that of the weighted gradients. Rows of `Poisson` batches are in the order of the
+    data, so shuffle sorted data before; of q n rows the signal is `1 / (q n)` too large.
 
-    The estimate is `Info.noise`, for `record`; after `fit` the sums are in `result.state.gradient`.
-    The gradient is the same to rounding, and costs up to half more.
+    The estimate is `Info.noise`, for `record`; after `fit` the sums are in
+    `result.state.gradient`. The gradient is the same to rounding, and costs up to half more.
 
     Args:
       gradient: a gradient that is a sum over rows, or a loss.
@@ -83,10 +72,10 @@ class NoiseScaleGradient(Gradient):
     """
 
     gradient: Gradient = field(converter=as_linear_gradient, wraps=True)
-    decay: Any = number(default=0.99, converter=validation.real(below=1))
+    decay: Number = number(default=0.99, converter=validation.real(below=1))
 
     def init(
-        self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
     ) -> NoiseState:
         """The state before the first step."""
         zero = lambda: jnp.zeros((), accumulator_of(params))  # noqa: E731
@@ -102,14 +91,15 @@ class NoiseScaleGradient(Gradient):
             raise ValueError(
                 "NoiseScaleGradient is given batches of 1 row, expected 2 to compare, or more"
             )
-        terms, counts = [], []
-        for i, rows, half in halves(data, batch):
-            term, inner = estimate_of_part(self.gradient, i, rows, half, params, state.gradient)
-            terms.append(term)
-            counts.append(jnp.sum(half.weight != 0).astype(accumulator_of(params)))
-        estimates = [estimate for estimate, _ in terms]
-        total, change = jax.tree.map(jnp.add, *terms)
-        inner = joined(self.gradient, state.gradient, inner, change)
+        parts, dtype = list(halves(data, batch)), accumulator_of(params)
+        counts = [jnp.sum(half.weight != 0).astype(dtype) for _, _, half in parts]
+        first, last = (
+            estimate_of_part(self.gradient, i, rows, half, params, state.gradient)
+            for i, rows, half in parts
+        )
+        estimates = first[0][0], last[0][0]
+        total, change = jax.tree.map(jnp.add, first[0], last[0])
+        inner = joined(self.gradient, state.gradient, last[1], change)
         is_known = (counts[0] > 0) & (counts[1] > 0)  # a half may be all padding
         counts = [jnp.where(is_known, count, 1) for count in counts]
         one, other = (  # a half of the rows has half of the weight
@@ -130,10 +120,12 @@ class NoiseScaleGradient(Gradient):
         noise = NoiseEstimate(variance, signal, variance / signal)
         return total._replace(noise=noise), after
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState) -> jax.Array:
+    def value(
+        self, params: PyTree, data: PyTree, batch: Batch, state: NoiseState
+    ) -> Float[Array, ""]:
         """The loss of the same batch, with the same key and model state, at other params."""
 
-        def of_part(i: int, rows: PyTree, half: Batch) -> jax.Array:
+        def of_part(i: int, rows: PyTree, half: Batch) -> Float[Array, ""]:
             own = for_part(self.gradient, state.gradient, i)
             return self.gradient.value(params, rows, half, own)
 
@@ -141,6 +133,6 @@ class NoiseScaleGradient(Gradient):
         return one + other
 
 
-def _dot(one: PyTree, other: PyTree) -> jax.Array:
+def _dot(one: PyTree, other: PyTree) -> Float[Array, ""]:
     products = jax.tree.map(lambda x, y: jnp.sum(x * y), one, other)
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))

@@ -9,21 +9,22 @@ changes that the parts make to it.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.data.base import Reduction, as_rows
 from jaxsgd.gradients.base import Gradient
 
+PartNumber = Int[Array, ""] | int | None  # None of the only part
+
 
 def update_in_parts(
-    gradient: Gradient, reduction: Reduction, params: PyTree, state: Any
-) -> tuple[Estimate, Any]:
+    gradient: Gradient, reduction: Reduction, params: PyTree, state: PyTree
+) -> tuple[Estimate, PyTree]:
     """The sum of a gradient's estimates of all parts, and its state after them."""
     of_part = partial(estimate_of_part, gradient)
     (estimate, change), after = reduction(of_part, params, state)
@@ -31,11 +32,13 @@ def update_in_parts(
 
 
 def value_in_parts(
-    gradient: Gradient, reduction: Reduction, params: PyTree, state: Any
+    gradient: Gradient, reduction: Reduction, params: PyTree, state: PyTree
 ) -> Float[Array, ""]:
     """The sum of a gradient's values of all parts."""
 
-    def of_part(number: Any, data: PyTree, batch: Batch, params: PyTree, state: Any) -> Any:
+    def of_part(
+        number: PartNumber, data: PyTree, batch: Batch, params: PyTree, state: PyTree
+    ) -> tuple[Float[Array, ""], PyTree]:
         own = for_part(gradient, state, number)
         return gradient.value(params, data, batch, own), state
 
@@ -43,8 +46,13 @@ def value_in_parts(
 
 
 def estimate_of_part(
-    gradient: Gradient, number: Any, data: PyTree, batch: Batch, params: PyTree, state: Any
-) -> tuple[tuple[Estimate, PyTree], Any]:
+    gradient: Gradient,
+    number: PartNumber,
+    data: PyTree,
+    batch: Batch,
+    params: PyTree,
+    state: PyTree,
+) -> tuple[tuple[Estimate, PyTree], PyTree]:
     """The estimate of one part and its change of the model state, and the state after it.
 
     `number` (int32[]) is the part's, or None of the only one.
@@ -55,7 +63,7 @@ def estimate_of_part(
     return (estimate, change), after
 
 
-def joined(gradient: Gradient, state: Any, after: Any, change: PyTree) -> Any:
+def joined(gradient: Gradient, state: PyTree, after: PyTree, change: PyTree) -> PyTree:
     """The state after all parts: that of one of them, with the key and the sum of all changes."""
     if gradient.is_keyed:
         after = after._replace(key=state.key)
@@ -70,18 +78,20 @@ def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
     length = -(-size // parts)
     count = -(-size // length)
 
-    def cut(x: jax.Array, **how: Any) -> jax.Array:
-        x = jnp.pad(x, [(0, count * length - size)] + [(0, 0)] * (x.ndim - 1), **how)
+    def cut(x: Array, mode: str) -> Array:
+        x = jnp.pad(x, [(0, count * length - size)] + [(0, 0)] * (x.ndim - 1), mode)
         return x.reshape(count, length, *x.shape[1:])
 
-    arrays = jax.tree.map(lambda x: cut(x, mode="edge"), rows.batch_arrays)
-    batches = Batch(cut(batch.index, mode="edge"), cut(batch.weight))
+    arrays = jax.tree.map(lambda x: cut(x, "edge"), rows.batch_arrays)
+    batches = Batch(cut(batch.index, "edge"), cut(batch.weight, "constant"))
 
-    def reduce(of_part: Callable[..., Any], *args: PyTree) -> tuple[PyTree, PyTree]:
-        def one(number: jax.Array, arrays: PyTree, batch: Batch) -> tuple[Any, Any]:
+    def reduce(
+        of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        def one(number: Int[Array, ""], arrays: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
             return of_part(number, rows.with_batch_arrays(arrays), batch, *args)
 
-        def add(total: Any, piece: Any) -> tuple[Any, None]:
+        def add(total: PyTree, piece: PyTree) -> tuple[PyTree, None]:
             term, after = one(*piece)
             return (jax.tree.map(jnp.add, total[0], term), after), None
 
@@ -105,7 +115,7 @@ def halves(data: PyTree, batch: Batch) -> Iterator[tuple[int, PyTree, Batch]]:
         yield i, half, jax.tree.map(cut, batch)
 
 
-def for_part(gradient: Gradient, state: Any, number: Any) -> Any:
+def for_part(gradient: Gradient, state: PyTree, number: PartNumber) -> PyTree:
     """A state whose key draws the random numbers of one part; None is the only part."""
     if not gradient.is_keyed or number is None:
         return state

@@ -1,12 +1,13 @@
 """TODO."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxsgd.core.part import field, part
 from jaxsgd.core.records import Batch, Estimate
@@ -15,7 +16,7 @@ from jaxsgd.data.base import as_rows, take
 from jaxsgd.gradients.base import Gradient, GradientState, check_size, refuse_model_state
 from jaxsgd.gradients.minibatch import MinibatchGradient
 from jaxsgd.gradients.svrg import as_fixed_loss
-from jaxsgd.losses import RowLoss, weigh
+from jaxsgd.losses import Loss, RowLoss, weigh
 from jaxsgd.models import Linear, ModelLoss
 
 
@@ -25,11 +26,11 @@ class SAGAState(NamedTuple):
     table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
     mean: PyTree
     rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
-    slot: jax.Array  # int32[n], scratch: which position of a batch counts for a row
+    slot: Int[Array, " n"]  # scratch: which position of a batch counts for a row
     model_state: PyTree = None
 
 
-def _as_fixed_row_loss(loss: Any, name: str = "loss") -> RowLoss:
+def _as_fixed_row_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> RowLoss:
     """A loss of one row whose gradient at given params is always the same."""
     loss = as_fixed_loss(loss, name)
     if not isinstance(loss, RowLoss):
@@ -77,19 +78,22 @@ class SAGA(Gradient):
     needs_row_index = True
 
     @property
-    def _is_linear_model(self) -> bool:
+    def _linear_model(self) -> ModelLoss | None:
         fn = self.loss.fn
-        is_model = isinstance(fn, ModelLoss) and isinstance(fn.model, Linear)
-        return is_model and not self.loss.has_aux
+        if isinstance(fn, ModelLoss) and isinstance(fn.model, Linear) and not self.loss.has_aux:
+            return fn
+        return None
 
-    def init(self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None) -> SAGAState:
+    def init(
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+    ) -> SAGAState:
         """The state before the first step: nothing was seen."""
         refuse_model_state(model_state, self)
         n = as_rows(data).size
         mean = jax.tree.map(jnp.zeros_like, accumulate(params))
         one = mean
-        if self._is_linear_model:
-            one = self.loss.fn.model.layers(mean)[0]["bias"].astype(accumulator_of(params))
+        if (linear := self._linear_model) is not None:
+            one = linear.model.layers(mean)[0]["bias"].astype(accumulator_of(params))
         table = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), one)
         rest = jax.tree.map(jnp.zeros_like, mean)
         return SAGAState(table, mean, rest, jnp.zeros(n, jnp.int32))
@@ -115,7 +119,7 @@ class SAGA(Gradient):
         losses, aux, now, summed = self._seen(params, rows)
         change = jax.tree.map(jnp.subtract, now, take(state.table, index))
         once = jax.tree.map(lambda x: jnp.where(_along(counts, x), x, 0), change)
-        step = summed(jax.tree.map(lambda x: x * _along(weight, x), change))
+        step = summed(jax.tree.map(lambda x: x * _along(weight, x).astype(x.dtype), change))
         grads = jax.tree.map(jnp.add, step, state.mean)
         more = jax.tree.map(lambda x, rest: x / n + rest, summed(once), state.rest)
         mean = jax.tree.map(jnp.add, state.mean, more)
@@ -124,29 +128,32 @@ class SAGA(Gradient):
         estimate = Estimate(weigh(weight, losses), grads, weigh(weight, aux))
         return estimate, SAGAState(table, mean, rest, slot)
 
-    def _seen(self, params: PyTree, rows: PyTree) -> Any:
+    def _seen(
+        self, params: PyTree, rows: PyTree
+    ) -> tuple[Float[Array, " B"], PyTree, PyTree, Callable[[PyTree], PyTree]]:
         """Of each row the loss, aux and what the table keeps; and what sums such to a gradient."""
         wide = accumulate(params)
-        if self._is_linear_model:
-            loss = self.loss.fn
+        if (linear := self._linear_model) is not None:
             dtype = accumulator_of(params)
-            values = loss.errors(like(wide, params), rows)
+            values = linear.errors(like(wide, params), rows)
             losses, (error,), inputs = jax.tree.map(lambda x: x.astype(dtype), values)
-            return losses, None, error, lambda e: like(loss.summed((e,), inputs), wide)
+            return losses, None, error, lambda e: like(linear.summed((e,), inputs), wide)
 
-        def one(wide: PyTree, row: PyTree) -> tuple[jax.Array, Any]:
+        def one(wide: PyTree, row: PyTree) -> tuple[Float[Array, ""], PyTree]:
             return self.loss.one(like(wide, params), row, None, None)[:2]
 
         each = jax.vmap(jax.value_and_grad(one, has_aux=True), (None, 0))
         (losses, aux), grads = each(wide, rows)
         return losses, aux, grads, lambda g: jax.tree.map(lambda x: x.sum(0), g)
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: PyTree) -> Float[Array, ""]:
         """The plain loss of the same batch at other params."""
         return MinibatchGradient(self.loss).value(params, data, batch, GradientState())
 
 
-def _added(index: jax.Array, count: int, table: jax.Array, change: jax.Array) -> jax.Array:
+def _added(
+    index: Int[Array, " B"], count: int, table: Float[Array, "n ..."], change: Float[Array, "B ..."]
+) -> Float[Array, "n ..."]:
     """The table with changes added to its rows: an addition is in place, and faster than a set."""
     if count > 1:
         return table.at[index].add(change, mode="promise_in_bounds")
@@ -154,6 +161,8 @@ def _added(index: jax.Array, count: int, table: jax.Array, change: jax.Array) ->
     return lax.dynamic_update_index_in_dim(table, row, index[0], 0)
 
 
-def _along(x: jax.Array, like: jax.Array) -> jax.Array:
+def _along(
+    x: Bool[Array, " B"] | Float[Array, " B"], like: Float[Array, "B ..."]
+) -> Bool[Array, "B ..."] | Float[Array, "B ..."]:
     """An array of length B with axes of length 1, to be broadcast with float[B, ...]."""
     return x.reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,11 +1,12 @@
 """Gradients whose variance vanishes at the optimum: SVRG and SAGA."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -15,12 +16,12 @@ from jaxsgd.data.base import BatchRows, as_rows, take
 from jaxsgd.gradients.accumulated import Accumulated
 from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
 from jaxsgd.gradients.minibatch import MinibatchGradient
-from jaxsgd.losses import RowLoss, RowsLoss, as_loss
+from jaxsgd.losses import Loss, RowLoss, RowsLoss, as_loss
 
 ROWS = 4096  # of a part of a full gradient: it bounds the memory
 
 
-def as_fixed_loss(loss: Any, name: str = "loss") -> RowLoss | RowsLoss:
+def as_fixed_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> RowLoss | RowsLoss:
     """A loss whose gradient at given params is always the same, row by row."""
     loss = as_loss(loss, name)
     if not isinstance(loss, RowLoss | RowsLoss) or loss.has_model_state or loss.keyed:
@@ -36,7 +37,7 @@ class SVRGState(NamedTuple):
 
     params: PyTree
     grads: PyTree
-    step: jax.Array  # int32[]
+    step: Int[Array, ""]
     model_state: PyTree = None
 
 
@@ -75,7 +76,9 @@ class SVRG(Gradient):
     sample_weight_refusal = "averages all rows by itself"
     needs_row_index = True
 
-    def init(self, params: PyTree, data: PyTree, key: Any, model_state: PyTree = None) -> SVRGState:
+    def init(
+        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+    ) -> SVRGState:
         """The state before the first step, which takes the first full gradient."""
         refuse_model_state(model_state, self)
         if not as_rows(data).is_resident:
@@ -100,15 +103,19 @@ class SVRG(Gradient):
         grads = jax.tree.map(lambda g, o, f: g - o + f, estimate.grads, old.grads, full)
         return estimate._replace(grads=grads), SVRGState(before, full, state.step + 1)
 
-    def value(self, params: PyTree, data: PyTree, batch: Batch, state: Any) -> Float[Array, ""]:
+    def value(self, params: PyTree, data: PyTree, batch: Batch, state: PyTree) -> Float[Array, ""]:
         """The plain loss of the same batch at other params."""
         return MinibatchGradient(self.loss).value(params, data, batch, GradientState())
 
 
-def full_gradient(loss: Any, params: PyTree, data: PyTree, key: Any = None) -> PyTree:
+def full_gradient(
+    loss: Loss, params: PyTree, data: PyTree, key: Key[Array, ""] | None = None
+) -> PyTree:
     """The gradient of the mean loss over all rows, in parts."""
     n = as_rows(data).size
-    parts = Accumulated(MinibatchGradient(loss), -(-n // ROWS))
+    plain = MinibatchGradient(loss)
+    parts = Accumulated(plain, -(-n // ROWS))
     batch = Batch(jnp.arange(n, dtype=jnp.int32), jnp.full(n, 1 / n, float))
-    state = parts.init(params, data, key)
+    is_keyed = plain.is_keyed
+    state = parts.init(params, data, validation.key(key)) if is_keyed else GradientState()
     return parts.update(params, data, batch, state)[0].grads

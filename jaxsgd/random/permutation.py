@@ -125,7 +125,7 @@ def networks(size: Any) -> Networks:
     best = np.argmin(np.where(a & b & 1, 2**31, excess), axis=-1)[..., None]
     a, b, excess = (np.take_along_axis(x, best, axis=-1)[..., 0] for x in (a, b, excess))
     rounds = 16 if size.min() < 128 else 8 if size.min() < 2**16 else 6
-    return Networks(*(np.uint32(x) for x in (size, a, b)), rounds, int(excess.max()))
+    return Networks(np.uint32(size), np.uint32(a), np.uint32(b), rounds, int(excess.max()))
 
 
 def permute_each(
@@ -169,7 +169,7 @@ def _encrypt(x: jax.Array, keys: Any, networks: Networks, salt: Any, in_loop: bo
     # Read as x = r a + l and written as l b + r, the other way round: positions that are adjacent
     # differ in l. If l were the low half of the result as well, those whose difference survives all
     # rounds would come out adjacent.
-    right = quotient(x, a) if np.ndim(a) else x // a  # a constant divisor becomes a product
+    right = quotient(x, a)
     halves = x - right * a, right
     if in_loop:
         halves = lax.fori_loop(0, rounds // 2, two_rounds, halves)
@@ -209,11 +209,11 @@ def mix(h: Any) -> Any:
     return h ^ (h >> 16)
 
 
-def quotient(x: jax.Array, side: jax.Array) -> jax.Array:
-    """`x // side` (uint32) for x below 2**31 whose quotient is below 2**20.
+def quotient(x: jax.Array, side: Any) -> jax.Array:
+    """`x // side` (uint32) where it is below 2**20, for sides below 2**31.
 
     A CPU divides integers one by one, but floats as vectors. The float quotient is off by one at
-    most, which the remainder shows.
+    most, and the remainder shows in which direction.
     """
     guess = (x.astype(jnp.float32) / side.astype(jnp.float32)).astype(jnp.uint32)
     rest = (x - guess * side).astype(jnp.int32)

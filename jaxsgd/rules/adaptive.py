@@ -1,27 +1,28 @@
-"""Rules with a rate for each parameter, from the squares of its gradients.
+"""Rules with a learning rate for each parameter, from the squares of its gradients.
 
-In the first-order form x_t = x_0 + sum_i Gamma_i g_i their Gamma_i is a diagonal matrix, which the
-state tells. `eps` is added to the root, never under it.
+In the first-order form x_t = x_0 + sum_i Gamma_i g_i their Gamma_i is a diagonal matrix that
+follows from the state. `eps` is added to the root, never under it.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import number, part
 from jaxsgd.core.trees import accumulate
+from jaxsgd.core.validation import Number
 from jaxsgd.rules.base import ScheduledRule, zeros_like
-from jaxsgd.schedules import Number, Rate, as_rate, init_count, rate_at, scalar
+from jaxsgd.schedules import Rate, as_rate, init_count, rate_at, scalar
 
 
 class AdaGradState(NamedTuple):
     """The sum of squared gradients (like params), and the counter of a scheduled rate."""
 
     square: PyTree
-    count: Any
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
@@ -66,7 +67,7 @@ class RMSPropState(NamedTuple):
     """The running mean of squared gradients (like params), and the counter of a scheduled rate."""
 
     square: PyTree
-    count: Any
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
@@ -116,7 +117,7 @@ class AdamState(NamedTuple):
 
     mean: PyTree
     square: PyTree
-    count: Any  # int32[]: steps taken
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
@@ -160,7 +161,7 @@ class Adam(ScheduledRule):
         mean = jax.tree.map(lambda m, g: _running(m, g, self.b1, "b1"), state.mean, grads)
         square = jax.tree.map(lambda s, g: _running(s, g * g, self.b2, "b2"), state.square, grads)
 
-        def unbiased(x: jax.Array, decay: Any) -> jax.Array:
+        def unbiased(x: jax.Array, decay: Number) -> jax.Array:
             return x / (1 - jnp.asarray(decay, x.dtype) ** count.astype(x.dtype))
 
         updates = jax.tree.map(
@@ -171,17 +172,17 @@ class Adam(ScheduledRule):
         return updates, AdamState(mean, square, count)
 
 
-def _running(mean: jax.Array, value: jax.Array, decay: Any, name: str) -> jax.Array:
+def _running(mean: jax.Array, value: jax.Array, decay: Number, name: str) -> jax.Array:
     decay = scalar(decay, name).astype(mean.dtype)
     return decay * mean + (1 - decay) * value
 
 
-def _scaled(grad: jax.Array, square: jax.Array, rate: jax.Array, eps: Any) -> jax.Array:
+def _scaled(grad: jax.Array, square: jax.Array, rate: Float[Array, ""], eps: Number) -> jax.Array:
     """`-rate grad / (sqrt(square) + eps)`, where 0/0 is 0."""
-    # the root of 0 has no slope: differentiating a run would make NaN of a feature never seen
-    seen = square != 0  # a NaN is seen
-    root = jnp.where(seen, jnp.sqrt(jnp.where(seen, square, 1)), 0)
-    below = root + scalar(eps, "eps").astype(square.dtype)
+    # the root has no derivative at 0: where a feature is never seen, that of a run would be NaN
+    is_seen = square != 0  # a NaN counts as seen
+    root = jnp.where(is_seen, jnp.sqrt(jnp.where(is_seen, square, 1)), 0)
+    divisor = root + scalar(eps, "eps").astype(square.dtype)
     return -rate.astype(square.dtype) * jnp.where(
-        below != 0, grad / jnp.where(below != 0, below, 1), 0
+        divisor != 0, grad / jnp.where(divisor != 0, divisor, 1), 0
     )

@@ -1,19 +1,22 @@
-"""Averages of the parameters along a run, kept beside any rule; the run itself is unchanged."""
+"""Averages of the parameters along a run, for any rule; the run itself is unchanged."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, number, part
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulate
+from jaxsgd.core.validation import Number
 from jaxsgd.rules.base import Rule
 from jaxsgd.rules.from_optax import as_rule
-from jaxsgd.schedules import Number, scalar
+from jaxsgd.schedules import scalar
 
 
 class AverageState(NamedTuple):
@@ -21,7 +24,7 @@ class AverageState(NamedTuple):
 
     rule: PyTree
     average: PyTree
-    count: Any  # int32[]: steps taken
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
@@ -29,14 +32,16 @@ class TailAverage(Rule):
     """The mean of the parameters after each of the steps from `start` on; before, the parameters.
 
     `average' = average + (params' - average) / (t - start + 1)`. With a constant rate, or one that
-    falls slowly, the average goes below the floor at which SGD hovers; the way there does not
-    belong into it, so start late. `averaged(state)` tells it; a lasso's zeros do not survive it.
+    falls slowly, the loss of the average goes below the floor at which that of SGD fluctuates. The
+    first steps, far from the minimum, do not belong in it, so start late. `averaged(state)` returns
+    it. An average of a lasso's parameters has few exact zeros.
+
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     Args:
-      rule: a rule, or any Optax transformation. This one stands outermost: it sees the rule's
-        updates as they are added.
-      start: the first step that counts, at least 0; a leaf.
+      rule: a rule, or any Optax transformation. This wrapper is the outermost: it sees the updates
+        that are added to the parameters.
+      start: the first step whose parameters count, at least 0; a leaf.
 
     >>> rule = jaxsgd.TailAverage(jaxsgd.SGD(0.5), start=1)
     >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2, jaxsgd.Sequential(1), rule)
@@ -48,7 +53,7 @@ class TailAverage(Rule):
     """
 
     rule: Rule = field(converter=as_rule, wraps=True)
-    start: Any = field(default=0, converter=validation.whole_number(0))
+    start: Number = field(default=0, converter=validation.whole_number(0))
 
     def init(self, params: PyTree) -> AverageState:
         """The state before the first step: the average is the start."""
@@ -68,8 +73,8 @@ class EMA(Rule):
     """The exponential moving average `m' = decay m + (1 - decay) params'` from m = 0, unbiased.
 
     The average is `m' / (1 - decay^(t+1))`, as in Adam: the mean of the parameters after the steps
-    0 to t, with weights that fall by `decay` a step into the past, about 1 / (1 - decay) of them. A
-    shorter run averages all of itself. `averaged(state)` tells it.
+    0 to t, with weights that fall by the factor `decay` per step into the past, which is about the
+    last 1 / (1 - decay) steps. `averaged(state)` returns it.
 
     Args:
       rule: a rule, or any Optax transformation; as in `TailAverage`.
@@ -97,7 +102,7 @@ class EMA(Rule):
         """The rule's updates, and the state after them."""
         decay = scalar(self.decay, "EMA's decay")
 
-        def weight(dtype: Any) -> jax.Array:
+        def weight(dtype: np.dtype) -> Float[Array, ""]:
             kept = decay.astype(dtype)
             return (1 - kept) / (1 - kept ** (state.count + 1).astype(dtype))
 
@@ -108,8 +113,8 @@ def averaged(state: State) -> PyTree:
     """The averaged parameters of a run's state, in the dtypes of its parameters.
 
     Raises:
-      TypeError: no state, but a fit's result, say.
-      ValueError: the run's rule keeps no average.
+      TypeError: the argument is not a `State`, but a fit's result, say.
+      ValueError: the rule of the run keeps no average.
 
     >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2, jaxsgd.FullBatch(),
     ...                        jaxsgd.EMA(jaxsgd.SGD(0.5), decay=0.5))
@@ -137,20 +142,25 @@ def find_average(rule_state: PyTree) -> AverageState | None:
     return next((leaf for leaf in leaves if is_average(leaf)), None)
 
 
-def _init(wrapper: Any, params: PyTree) -> AverageState:
-    average = jax.tree.map(jnp.copy, accumulate(params))  # a buffer of its own, to be donated
+def _init(wrapper: TailAverage | EMA, params: PyTree) -> AverageState:
+    average = jax.tree.map(jnp.copy, accumulate(params))  # a separate buffer, so it can be donated
     return AverageState(wrapper.rule.init(params), average, jnp.zeros((), jnp.int32))
 
 
 def _update(
-    wrapper: Any, grads: PyTree, state: AverageState, params: PyTree, extra: Any, weight: Any
+    wrapper: TailAverage | EMA,
+    grads: PyTree,
+    state: AverageState,
+    params: PyTree,
+    extra: dict[str, PyTree],
+    weight: Callable[[np.dtype], Float[Array, ""]],
 ) -> tuple[PyTree, AverageState]:
     """The rule's updates, and the average moved by a weight towards the new parameters."""
     if params is None:
         name = type(wrapper).__name__
         raise ValueError(f"{name}.update was given no params, expected the parameters")
     updates, inner = wrapper.rule.update(grads, state.rule, params, **extra)
-    after = accumulate(optax.apply_updates(params, updates))  # as the solver will, rounded alike
+    after = accumulate(optax.apply_updates(params, updates))  # rounded as the solver rounds them
     move = lambda average, x: average + weight(x.dtype) * (x - average)  # noqa: E731
     average = jax.tree.map(move, state.average, after)
     return updates, AverageState(inner, average, state.count + 1)

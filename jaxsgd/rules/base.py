@@ -16,8 +16,8 @@ from jaxsgd.schedules import Rate, rate_at
 class Rule(abc.ABC):
     """The update, by Optax's protocol. A custom rule subclasses this contract.
 
-    A rule has the `init` and `update` of an Optax transformation, so it goes into `optax.chain`;
-    and a solver takes any Optax transformation as its rule.
+    A rule has the `init` and `update` of an Optax transformation, so it can be used in
+    `optax.chain`; and a solver takes any Optax transformation as its rule.
 
     >>> @jaxsgd.part
     ... class SignDescent(jaxsgd.Rule):
@@ -29,13 +29,13 @@ class Rule(abc.ABC):
     """
 
     @abc.abstractmethod
-    def init(self, params: PyTree) -> Any:
+    def init(self, params: PyTree) -> PyTree:
         """The state before the first step."""
 
     @abc.abstractmethod
     def update(
-        self, grads: PyTree, state: Any, params: PyTree = None, **extra: Any
-    ) -> tuple[PyTree, Any]:
+        self, grads: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
         """The updates, which are added to the parameters, and the state after them.
 
         Args:
@@ -46,7 +46,7 @@ class Rule(abc.ABC):
             `value_fn`, the objective of the batch as a function of params.
         """
 
-    def reported_learning_rate(self, before: Any, after: Any) -> Float[Array, ""] | None:
+    def reported_learning_rate(self, before: PyTree, after: PyTree) -> Float[Array, ""] | None:
         """The learning rate of a step, for `Info.learning_rate`; None where it is not known.
 
         Args:
@@ -70,7 +70,7 @@ class ScheduledRule(Rule):
 
     learning_rate: Rate
 
-    def reported_learning_rate(self, before: Any, after: Any) -> Float[Array, ""] | None:
+    def reported_learning_rate(self, before: PyTree, after: PyTree) -> Float[Array, ""] | None:
         """The learning rate at the count before the step."""
         return rate_at(self.learning_rate, before.count)[0]
 

@@ -1,28 +1,29 @@
 """The update: from gradients to what is added to the parameters.
 
-A rule has Optax's protocol, so it goes into `optax.chain`; `adaptive` holds the rules with a rate
-for each parameter, and `transformations` brings Optax's own. In the first-order form
-x_t = x_0 + sum_i Gamma_i g_i, those here have one number Gamma_i for all parameters. Accumulators
-and numbers are float32 (float64 where the parameter is float64), also beside bfloat16 parameters,
-in which a decay of 0.999 would be 1.
+A rule has Optax's protocol, so it can be used in `optax.chain`. `adaptive` has the rules with a
+learning rate for each parameter, and `from_optax` makes rules of Optax's transformations. In the
+first-order form x_t = x_0 + sum_i Gamma_i g_i, the rules here have one number Gamma_i for all
+parameters. Accumulators and numbers are float32 (float64 where the parameter is float64), also for
+bfloat16 parameters: in bfloat16 a decay of 0.999 would be 1.
 """
 
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import number, part
 from jaxsgd.core.trees import accumulate
+from jaxsgd.core.validation import Number
 from jaxsgd.rules.base import ScheduledRule, zeros_like
-from jaxsgd.schedules import Number, Rate, as_rate, init_count, rate_at, scalar
+from jaxsgd.schedules import Rate, as_rate, init_count, rate_at, scalar
 
 
 class SGDState(NamedTuple):
     """The step counter of a scheduled rate; None for a number."""
 
-    count: Any
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
@@ -62,16 +63,16 @@ class MomentumState(NamedTuple):
     """The velocity (like params, accumulator's dtype), and the counter of a scheduled rate."""
 
     velocity: PyTree
-    count: Any
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
 class Momentum(ScheduledRule):
     """Momentum, velocity form: `v' = momentum v - learning_rate grads`, `params' = params + v'`.
 
-    The rate stands inside the velocity: a change of rate acts on new gradients only. Optax's
-    `sgd(learning_rate, momentum)` has it outside, which is the same until the rate changes. A
-    constant gradient g moves the parameters by `learning_rate * g / (1 - momentum)` in the end.
+    The rate is inside the velocity: a change of rate acts on new gradients only. Optax's
+    `sgd(learning_rate, momentum)` has it outside, which is the same until the rate changes. The
+    updates of a constant gradient g converge to `-learning_rate * g / (1 - momentum)`.
 
     Polyak, "Some methods of speeding up the convergence of iteration methods" (1964).
 
@@ -115,15 +116,15 @@ class NesterovState(NamedTuple):
     """The velocity (like params, accumulator's dtype), and the counter of a scheduled rate."""
 
     velocity: PyTree
-    count: Any
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @part
 class Nesterov(ScheduledRule):
-    """Nesterov's momentum: the gradient is taken where the velocity leads.
+    """Nesterov's momentum: the gradient is taken at the point ahead, `theta + momentum v`.
 
     `v' = momentum v - learning_rate grad(theta + momentum v)`, `theta' = theta + v'`. A rule is
-    handed the gradient at the parameters, so these are the points ahead, `x = theta + momentum v`,
+    given the gradient at the parameters, so these are the points ahead, `x = theta + momentum v`,
     and the same steps read `x' = x + momentum v' - learning_rate grads`; the textbook's theta is
     `params - momentum * state.velocity`. Optax's `sgd(learning_rate, momentum, nesterov=True)` has
     the rate outside the velocity, which is the same until the rate changes.

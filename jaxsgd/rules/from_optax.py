@@ -1,26 +1,31 @@
-"""Optax's transformations as rules: a factory whose numbers are leaves, or one ready-made.
+"""Optax's transformations as rules: from a factory, with numbers as leaves, or ready-made.
 
-Params and grads are cast to the accumulator's dtype before a transformation sees them, so that its
+Params and grads are cast to the accumulator's dtype before a transformation gets them, so that its
 accumulators and numbers are float32 (float64 where the parameter is float64).
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import DictKey
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import NumberKey, as_callable, as_contract, part, static
+from jaxsgd.core.part import NumberKey, as_callable, as_contract, part, set_fields, static
 from jaxsgd.core.trees import accumulate, accumulator_of, strong
 from jaxsgd.rules.base import Rule
-from jaxsgd.schedules import rate_at
+from jaxsgd.schedules import Rate, rate_at
+
+Factory = Callable[..., optax.GradientTransformation]
+# of `FromOptax`: its factory, the names of its numbers, and its options with their types
+Aux = tuple[Factory, tuple[str, ...], tuple[tuple[str, type, Hashable], ...]]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -28,18 +33,18 @@ class FromOptax(Rule):
     """Any Optax factory as a rule whose numbers are leaves: another number compiles nothing.
 
     `FromOptax(optax.adamw, learning_rate=1e-3, weight_decay=1e-4)` builds the transformation inside
-    the compiled run. The factory may be a function of your own that returns a chain. Floats, float
-    arrays and schedules that are pytrees are leaves; an int is one where the parameter's name or
+    the compiled run. The factory may be a custom function that returns a chain. Floats, float
+    arrays and schedules that are pytrees are leaves; an int is a leaf where the parameter's name or
     annotation makes it a rate; every other int, flag, string and function is static.
 
     Args:
       factory: a function of keywords that returns a `GradientTransformation`; static.
-      static: names of numbers to keep out of the trace, for a factory that looks at them.
+      static: the names of numbers that are static, for a factory that needs their values.
       hyperparameters: the factory's keywords.
 
     Raises:
-      TypeError: a keyword that the factory does not take, or a number that it looks at while it is
-        traced (the sentence names `static=`).
+      TypeError: a keyword that the factory does not take, or a traced number whose value the
+        factory needs.
       ValueError: a learning rate that is negative or not finite.
 
     >>> rule = jaxsgd.FromOptax(optax.adamw, learning_rate=1e-3, nesterov=True)
@@ -47,12 +52,12 @@ class FromOptax(Rule):
     [0.001]
     """
 
-    factory: Callable[..., Any]
-    numbers: dict[str, Any]
-    options: dict[str, Any]
+    factory: Factory
+    numbers: dict[str, PyTree]
+    options: dict[str, Hashable]
 
     def __init__(
-        self, factory: Callable[..., Any], *, static: tuple[str, ...] = (), **hyperparameters: Any
+        self, factory: Factory, *, static: Collection[str] = (), **hyperparameters: PyTree
     ):
         if not callable(factory):
             raise TypeError(
@@ -78,13 +83,12 @@ class FromOptax(Rule):
                 hash(value)
             except TypeError:
                 raise TypeError(
-                    f"{name}'s {key} is a {type(value).__name__}, which cannot be part of "
-                    "a compiled program's name; hand it over inside a function of your "
-                    "own"
+                    f"{name}'s {key} is a {type(value).__name__}, expected a number, an array or "
+                    "a hashable value; or close over it in a custom factory"
                 ) from None
-        self.__dict__.update(factory=factory, numbers=numbers, options=options)
+        set_fields(self, factory=factory, numbers=numbers, options=options)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"FromOptax is frozen; cannot set {name}")
 
     def __repr__(self) -> str:
@@ -94,14 +98,14 @@ class FromOptax(Rule):
 
     def init(self, params: PyTree) -> PyTree:
         """The transformation's state, its accumulators in the accumulator's dtype."""
-        with self._looking():
+        with self._traced_numbers():
             return _init(self._build(params), params)
 
     def update(
         self, grads: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         """The transformation's updates, and the state after them."""
-        with self._looking():
+        with self._traced_numbers():
             return _update(self._build(grads), grads, state, params, extra)
 
     def reported_learning_rate(self, before: PyTree, after: PyTree) -> Float[Array, ""] | None:
@@ -109,13 +113,13 @@ class FromOptax(Rule):
 
         None for a custom factory, which may scale what it is given.
         """
-        rate = _rate_in_state(after)
-        if rate is not None:
-            return rate
+        kept_rate = _rate_in_state(after)
+        if kept_rate is not None:
+            return kept_rate
         factory = getattr(self.factory, "func", self.factory)  # Optax's own may be partials
         if not (getattr(factory, "__module__", None) or "").startswith("optax."):
             return None
-        rate = (self.numbers | self.options).get("learning_rate")
+        rate = cast(Rate | None, (self.numbers | self.options).get("learning_rate"))
         is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
         leaves = jax.tree.leaves(before, is_leaf=is_count)
         count = next((leaf.count for leaf in leaves if is_count(leaf)), None)
@@ -123,56 +127,61 @@ class FromOptax(Rule):
             return None
         return rate_at(rate, count)[0]
 
-    def _build(self, tree: PyTree) -> Any:
+    def _build(self, tree: PyTree) -> optax.GradientTransformation:
         dtype = accumulator_of(tree)
 
-        def cast(value: Any) -> Any:
+        def as_dtype(value: ArrayLike) -> jax.Array:
             value = jnp.asarray(value)
             return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
-        numbers = {k: v if callable(v) else jax.tree.map(cast, v) for k, v in self.numbers.items()}
+        numbers = {
+            k: v if callable(v) else jax.tree.map(as_dtype, v) for k, v in self.numbers.items()
+        }
         return self.factory(**numbers, **self.options)
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
+    def _traced_numbers(self) -> Iterator[None]:
+        """Turns JAX's error about the value of a traced number into a sentence."""
         try:
             yield
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
                 f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) "
-                "while it is traced; name that number in static=(...), and each value compiles anew"
+                "while it is traced; name that number in static=(...); each value then compiles "
+                "anew"
             ) from error
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
-        # the order of keywords does not matter, nor do two numbers as keys: 1 == True
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Hashable, PyTree]], Aux]:
+        # sorted: the order of keywords does not matter; with types: 1 == True
         options = tuple((k, type(v), v) for k, v in sorted(self.options.items()))
         children = [(_path_key(k, v), v) for k, v in sorted(self.numbers.items())]
         return children, (self.factory, tuple(sorted(self.numbers)), options)
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> "FromOptax":
+    def tree_unflatten(cls, aux: Aux, children: Iterable[PyTree]) -> "FromOptax":
         rule = object.__new__(cls)
-        factory, names, options = aux
+        factory, names, typed = aux
         numbers = dict(zip(names, children, strict=True))
-        options = {name: value for name, _, value in options}
-        rule.__dict__.update(factory=factory, numbers=numbers, options=options)
+        options = {name: value for name, _, value in typed}
+        set_fields(rule, factory=factory, numbers=numbers, options=options)
         return rule
 
 
 @part
 class Transformation(Rule):
-    """A ready-made Optax transformation: static, told apart by the identity of its functions.
+    """A ready-made Optax transformation as a static part.
 
-    Its numbers are constants of the compiled run: each new transformation compiles again. A solver
-    makes one of `rule=optax.adam(1e-3)`; `FromOptax(optax.adam, learning_rate=1e-3)` keeps the rate
-    a leaf.
+    Its numbers are constants of the compiled run. Two transformations are the same only if their
+    functions are the same objects, so each new one compiles again. A solver wraps
+    `rule=optax.adam(1e-3)` in this class; `FromOptax(optax.adam, learning_rate=1e-3)` keeps the
+    rate a leaf.
 
     >>> rule = jaxsgd.Solver(lambda p, row: p, jaxsgd.FullBatch(), optax.adam(1e-3)).rule
     >>> jax.tree.leaves(rule)
     []
     """
 
-    transformation: Any = static()
+    transformation: optax.GradientTransformation = static()
 
     def init(self, params: PyTree) -> PyTree:
         """The transformation's state, its accumulators in the accumulator's dtype."""
@@ -189,7 +198,9 @@ class Transformation(Rule):
         return _rate_in_state(after)
 
 
-def as_rule(rule: Rule | optax.GradientTransformation, name: str = "rule") -> Rule:
+def as_rule(
+    rule: Rule | optax.GradientTransformation | optax.MultiSteps, name: str = "rule"
+) -> Rule:
     """A rule as it is; a ready-made Optax transformation as a static part.
 
     Raises:
@@ -216,23 +227,27 @@ def _rate_in_state(after: PyTree) -> Float[Array, ""] | None:
     return state.hyperparams["learning_rate"] if _has_hyperparams(state) else state.learning_rate
 
 
-def _has_rate(node: Any) -> bool:
+def _has_rate(node: PyTree) -> bool:
     names = getattr(node, "_fields", ())
     return "learning_rate" in names or (
         _has_hyperparams(node) and "learning_rate" in node.hyperparams
     )
 
 
-def _has_hyperparams(node: Any) -> bool:
+def _has_hyperparams(node: PyTree) -> bool:
     return "hyperparams" in getattr(node, "_fields", ())
 
 
-def _init(transformation: Any, params: PyTree) -> PyTree:
+def _init(transformation: optax.GradientTransformation, params: PyTree) -> PyTree:
     return _strong(transformation.init(accumulate(params)))
 
 
 def _update(
-    transformation: Any, grads: PyTree, state: PyTree, params: PyTree, extra: dict[str, Any]
+    transformation: optax.GradientTransformation,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    extra: dict[str, PyTree],
 ) -> tuple[PyTree, PyTree]:
     transformation = optax.with_extra_args_support(transformation)
     updates, new = transformation.update(accumulate(grads), state, accumulate(params), **extra)
@@ -243,7 +258,10 @@ def _strong(state: PyTree) -> PyTree:
     return jax.tree.map(lambda x: strong(jnp.asarray(x)), state)
 
 
-def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> dict[str, Any]:
+def _parameters(
+    factory: Factory, name: str, given: Mapping[str, PyTree], static: Collection[str]
+) -> dict[str, inspect.Parameter]:
+    """The parameters of a factory, once the keywords that it is given are checked."""
     try:
         parameters = dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
@@ -268,14 +286,14 @@ def _parameters(factory: Any, name: str, given: dict[str, Any], static: Any) -> 
     return parameters
 
 
-def _path_key(name: str, value: Any) -> Any:
+def _path_key(name: str, value: PyTree) -> Hashable:
     """The path entry of a leaf: that of a number unless it is a key or an array of ints."""
     dtype, is_scalar = getattr(value, "dtype", np.dtype(float)), getattr(value, "ndim", 0) == 0
     is_int = jnp.issubdtype(dtype, jnp.integer) and is_scalar
     return NumberKey(name) if is_int or jnp.issubdtype(dtype, jnp.floating) else DictKey(name)
 
 
-def _is_number(value: Any, parameter: inspect.Parameter | None) -> bool:
+def _is_number(value: PyTree, parameter: inspect.Parameter | None) -> bool:
     """Whether a hyperparameter is a leaf."""
     if isinstance(value, bool | np.bool_ | str | None):
         return False

@@ -22,19 +22,19 @@ class ProximalState(NamedTuple):
 
 @part
 class Proximal(Rule):
-    """A rule's step, then the penalty's: `params' = prox(params + updates, rate)`.
+    """A rule's step, then the proximal step: `params' = prox(params + updates, rate)`.
 
     `prox(z, rate) = argmin_q penalty(q) + |q - z|^2 / (2 rate)` at the rate in use. With `SGD` it
     is ISTA (Daubechies, Defrise and De Mol 2004); with `Momentum` iPiano (Ochs, Chen, Brox and Pock
-    2014), whose velocity is the whole step taken, so that both rest where loss + penalty is least.
-    The loss alone is differentiated: the penalty belongs here, and not into the solver as well.
+    2014), whose velocity is the whole step taken, so that both converge to the minimum of loss +
+    penalty. The loss alone is differentiated: do not give the penalty to the solver as well.
 
     Args:
       rule: `SGD` or `Momentum`.
-      penalty: `L1`, `ElasticNet`, `L2`, or any callable pytree with `prox(params, rate)`.
+      penalty: `L1`, `ElasticNet`, `L2`, or another `ProximalPenalty`.
 
     Raises:
-      TypeError: another rule, whose step is not `rate` times a gradient, or a penalty without prox.
+      TypeError: the rule is neither, or the penalty is no `ProximalPenalty`.
 
     >>> rule = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L1(1.0))
     >>> params = jnp.array([1.0, 0.05])

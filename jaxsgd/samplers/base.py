@@ -1,17 +1,18 @@
 """The contract of a sampler: which rows a step takes, and with which weights.
 
-A sampler is written `Shuffled(64)`: the solver fills in `size`, the number of rows, from the data.
-Used alone it needs `size=`. Batch `t` is a function of the key and `t`, so a run can be cut after
-any step and continued with the same batches.
+In a solver a sampler is written `Shuffled(64)`: the solver fills in `size`, the number of rows,
+from the data. Used alone it needs `size=`. Batch `t` is a function of the key and `t`, so a run can
+be stopped after any step and continued with the same batches.
 
-    Sampler            init, update, batch    any state, such as a table of probabilities
-      CounterSampler   batch                  the state is a key and a counter
-        EpochSampler   rows                   each epoch visits each row once, in the order it gives
+    class              a custom one defines    its state and order
+    Sampler            init, update, batch     any state, such as a table of probabilities
+      CounterSampler   batch                   the state is a key and a counter
+        EpochSampler   rows                    each epoch visits each row once, in its order
 """
 
 import abc
 import dataclasses
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,11 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import default_property, wrapped_name
 from jaxsgd.core.records import Batch
 
+S = TypeVar("S", bound="Sampler")
+
 
 class SamplerState(NamedTuple):
-    """The state of a `CounterSampler`: a key, which is only folded, and the batches drawn."""
+    """The state of a `CounterSampler`: a key, which is only folded, and the number of batches."""
 
     key: jax.Array
     step: Int[Array, ""]
@@ -34,7 +37,7 @@ class Sampler(abc.ABC):
 
     The weights of a batch make `sum_i weight[i] grad loss(row[index[i]])` an unbiased estimate of
     the gradient of the mean loss: 1/B for B uniform rows, and 0 for padding, which repeats a row of
-    the batch. Nothing divides after the sampler.
+    the batch. Nothing after the sampler divides by a count.
 
     Attributes that a sampler has (a field or a property):
       size: n, the number of rows; None until the solver fills it in.
@@ -101,7 +104,7 @@ class Sampler(abc.ABC):
             )
         return self.size
 
-    def for_size(self, size: int) -> Self:
+    def for_size(self: S, size: int) -> S:
         """This sampler with its size filled in.
 
         Raises:
@@ -132,7 +135,7 @@ class CounterSampler(Sampler):
 
 
 class EpochSampler(CounterSampler):
-    """A sampler that visits each row once an epoch, in an order that `rows` gives.
+    """A sampler that visits each row once per epoch, in the order that `rows` gives.
 
     Step `t` of an epoch takes positions `t B .. min((t + 1) B, n) - 1`, each row of weight 1/valid.
     A class sets `drop_last` (by a field) to leave out the short last batch.
@@ -174,16 +177,16 @@ class EpochSampler(CounterSampler):
     ) -> tuple[Int[Array, ""], Int[Array, " B"], Float[Array, " B"]]:
         """The epoch of a step, the positions it takes of that epoch's order, and their weights."""
         size, count = self.known_size, self.batch_size
-        lane = jnp.arange(count, dtype=jnp.int32)
+        position = jnp.arange(count, dtype=jnp.int32)  # in the batch
         if self.steps_per_epoch == 1 and size == count:
-            return step, lane, uniform(count)
+            return step, position, uniform(count)
         steps = jnp.int32(self.steps_per_epoch)
         epoch, start = jax.lax.div(step, steps), jax.lax.rem(step, steps) * count
         if self.drop_last or size % count == 0:
-            return epoch, start + lane, uniform(count)
+            return epoch, start + position, uniform(count)
         valid = jnp.minimum(size - start, count)
-        weight = jnp.where(lane < valid, 1 / valid.astype(float), 0)
-        return epoch, start + jnp.minimum(lane, valid - 1), weight
+        weight = jnp.where(position < valid, 1 / valid.astype(float), 0)
+        return epoch, start + jnp.minimum(position, valid - 1), weight
 
 
 def uniform(count: int) -> Float[Array, " count"]:

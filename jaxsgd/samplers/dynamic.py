@@ -1,11 +1,10 @@
-"""Batches whose size is a number of the run, not of the program."""
-
-from typing import Any
+"""A sampler whose batch size is a leaf, so that another one compiles nothing."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.core import Tracer
+from jaxtyping import Array, Int, Integer
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part
@@ -14,10 +13,12 @@ from jaxsgd.samplers.base import CounterSampler, EpochSampler
 from jaxsgd.samplers.epochs import FullBatch
 from jaxsgd.samplers.replacement import WithReplacement
 
+BatchSize = int | np.integer | np.ndarray | Integer[Array, "..."]
 
-def _as_batch_size(value: Any, name: str = "batch_size") -> Any:
-    """An int, or an integer array, as it is."""
-    if isinstance(value, jax.core.Tracer | jax.Array | np.ndarray):
+
+def _as_batch_size(value: BatchSize, name: str = "batch_size") -> BatchSize:
+    """An int, or an integer array, unchanged."""
+    if isinstance(value, Tracer | jax.Array | np.ndarray):
         if not jnp.issubdtype(value.dtype, jnp.integer):
             raise TypeError(f"{name} is of {value.dtype}, expected integers")
         return value
@@ -26,21 +27,21 @@ def _as_batch_size(value: Any, name: str = "batch_size") -> Any:
 
 @part
 class DynamicBatch(CounterSampler):
-    """Another sampler's rows, `batch_size` of them a step: a traced number, to be swept.
+    """The rows of another sampler, `batch_size` of them per step: a number that can be swept.
 
-    Epochs are those of the sampler with a batch size b: `T = ceil(n / b)` steps, each row once, the
-    short last batch weighed right. A batch keeps the sampler's slots, so a step costs what one of
-    its whole batches does, whatever b.
+    Epochs are those of the sampler with a batch size b: `T = ceil(n / b)` steps, each row once. The
+    arrays of a batch keep the sampler's length, with weights of 0 from b on, so a step costs as
+    much as one with a full batch of the sampler, whatever b.
 
     Args:
-      sampler: `Shuffled`, `Sequential`, `Blocks`, `WithReplacement` or `FullBatch`; its own batch
-        size is the most that b may be.
+      sampler: `Shuffled`, `Sequential`, `Blocks`, `WithReplacement` or `FullBatch`; its batch size
+        is the largest b.
       batch_size: b, an int or integer array, 1 to the sampler's batch size; a leaf. A traced one
         outside gives weights, and so a loss, of NaN.
 
     Raises:
-      TypeError: a batch size that is no integer, or another sampler.
-      ValueError: a batch size that is too small or too large.
+      TypeError: the batch size is not an integer, or the sampler is another one.
+      ValueError: the batch size is below 1 or above the sampler's.
 
     >>> sampler = jaxsgd.DynamicBatch(jaxsgd.Shuffled(4, size=5), 2)
     >>> [int(sum(sampler.batch(jax.random.key(0), t).weight > 0)) for t in range(3)]
@@ -48,7 +49,7 @@ class DynamicBatch(CounterSampler):
     """
 
     sampler: EpochSampler | WithReplacement = field(wraps=True)
-    batch_size: Any = field(converter=_as_batch_size)
+    batch_size: BatchSize = field(converter=_as_batch_size)
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, EpochSampler | WithReplacement):
@@ -78,28 +79,26 @@ class DynamicBatch(CounterSampler):
         return self.sampler.window_rows
 
     @property
-    def steps_per_epoch(self) -> Any:
+    def steps_per_epoch(self) -> int | Int[Array, ""]:
         """T: an int, or int32[] where the batch size is traced."""
-        size, is_cut = (
-            self.batch_size,
-            isinstance(self.sampler, EpochSampler) and self.sampler.drop_last,
-        )
-        size = size.astype(jnp.int32) if isinstance(size, jax.core.Tracer) else int(size)
-        return (self.known_size + (0 if is_cut else size - 1)) // size
+        count = self.batch_size
+        count = count.astype(jnp.int32) if isinstance(count, Tracer) else int(count)
+        drops_last = isinstance(self.sampler, EpochSampler) and self.sampler.drop_last
+        return (self.known_size + (0 if drops_last else count - 1)) // count
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
-        """Batch `step` (int32[]) of the run with this key."""
+        """Batch `step` of the run with this key."""
         count = jnp.asarray(self.batch_size, jnp.int32)
-        lane = jnp.arange(self.batch_length, dtype=jnp.int32)
+        position = jnp.arange(self.batch_length, dtype=jnp.int32)
         if isinstance(self.sampler, WithReplacement):
             index, valid = self.sampler.batch(key, step).index, count
-            index = jnp.where(lane < valid, index, index[0])
+            index = jnp.where(position < valid, index, index[0])
         else:
             steps = jnp.asarray(self.steps_per_epoch, jnp.int32)
             step = jnp.asarray(step, jnp.int32)
             epoch, start = jax.lax.div(step, steps), jax.lax.rem(step, steps) * count
             valid = jnp.minimum(self.known_size - start, count)
-            index = self.sampler.rows(key, epoch, start + jnp.minimum(lane, valid - 1))
-        weight = jnp.where(lane < valid, 1 / valid.astype(float), 0)
+            index = self.sampler.rows(key, epoch, start + jnp.minimum(position, valid - 1))
+        weight = jnp.where(position < valid, 1 / valid.astype(float), 0)
         is_possible = (count >= 1) & (count <= self.batch_length)
         return Batch(index, jnp.where(is_possible, weight, jnp.nan))

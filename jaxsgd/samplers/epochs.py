@@ -12,7 +12,7 @@ from jaxsgd.samplers.base import EpochSampler, check_batch_size
 
 @part
 class FullBatch(EpochSampler):
-    """Every row in every step: textbook (batch) gradient descent, an epoch a step.
+    """Every row in every step: textbook (batch) gradient descent, one epoch per step.
 
     `index = 0..n-1`, `weight = 1/n`.
 
@@ -35,18 +35,18 @@ class FullBatch(EpochSampler):
     def rows(
         self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
-        """The rows (int32) at some positions of an epoch: those very numbers."""
+        """The rows (int32) at some positions of an epoch: the positions themselves."""
         return positions
 
 
 @part
 class Sequential(EpochSampler):
-    """The rows in the order of the data, epoch after epoch: for data shuffled already.
+    """The rows in the order of the data, epoch after epoch: for data that is shuffled already.
 
     Step `t` of an epoch takes rows `t B .. min((t + 1) B, n) - 1`, each of weight 1/valid.
 
     Args:
-      batch_size: B, the number of slots of a batch, 1 to n.
+      batch_size: B, the number of rows of a batch, 1 to n.
       size: n, the number of rows, filled in by the solver.
       drop_last: leave out the short last batch of an epoch.
 
@@ -67,19 +67,19 @@ class Sequential(EpochSampler):
     def rows(
         self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
-        """The rows (int32) at some positions of an epoch: those very numbers."""
+        """The rows (int32) at some positions of an epoch: the positions themselves."""
         return positions
 
 
 @part
 class Shuffled(EpochSampler):
-    """Each epoch in an order of its own, without replacement: the default of the field.
+    """Each epoch in a new random order, without replacement: the default of the field.
 
-    Step `t` takes positions `(t mod T) B ..` of epoch `t div T`'s permutation, T the steps of an
-    epoch. Nothing is sorted or stored: see `permute`.
+    Step `t` takes the positions from `(t mod T) B` on of the permutation of epoch `t div T`, with T
+    steps per epoch. Nothing is sorted or stored: see `permute`.
 
     Args:
-      batch_size: B, the number of slots of a batch, 1 to n.
+      batch_size: B, the number of rows of a batch, 1 to n.
       size: n, the number of rows, filled in by the solver.
       drop_last: leave out the short last batch of an epoch (other rows in each epoch).
 
@@ -107,19 +107,19 @@ class Shuffled(EpochSampler):
 
 @part
 class Blocks(EpochSampler):
-    """Blocks in a random order, and their rows shuffled within a few: for sources fast in order.
+    """Blocks of rows in a random order, shuffled within a window: for data read fastest in order.
 
-    An epoch's order: the blocks of `block` neighbouring rows are permuted, each `window` of them in
-    that order are taken together, and their rows permuted. So `window * block` rows at a time are
-    read in runs, as `HostRows` does for compressed files and the network, and each row is still as
-    likely as any other at each step. Where `block` does not divide n, the blocks begin at a random
-    row of each epoch, around the end; where it does, they are those of the file. Weights are those
-    of `Shuffled`.
+    In each epoch the blocks of `block` adjacent rows are permuted; then the rows of each `window`
+    blocks are permuted together. So `window * block` rows at a time are read in whole blocks, as
+    `HostRows` does for compressed files and the network, and each row is still as likely as any
+    other at each step. Where `block` does not divide n, the first block of an epoch begins at a
+    random row, and the blocks wrap around the end; where it does, they are those of the file. The
+    weights are those of `Shuffled`.
 
     Args:
-      batch_size: B, the number of slots of a batch, 1 to n.
-      block: rows of a block, 1 to n: a file's chunk, or more.
-      window: blocks shuffled together, at least 1.
+      batch_size: B, the number of rows of a batch, 1 to n.
+      block: the number of rows of a block, 1 to n: a file's chunk, or more.
+      window: the number of blocks that are shuffled together, at least 1.
       size: n, the number of rows, filled in by the solver.
       drop_last: leave out the short last batch of an epoch (other rows in each epoch).
 
@@ -155,7 +155,8 @@ class Blocks(EpochSampler):
         n, together, key = self.known_size, self.window_rows, validation.key(key)
         windows = -(-n // together)
         last = n - (windows - 1) * together
-        begin = epoch * (windows + 2)  # so that no two of an epoch's permutations are the same one
+        # each epoch has windows + 2 permutations, of different numbers: blocks, first row, windows
+        begin = epoch * (windows + 2)
 
         window, place = positions // together, positions % together
         order = begin + 2 + window
@@ -166,9 +167,9 @@ class Blocks(EpochSampler):
         place = window * together + shuffled
 
         whole, rest = divmod(n, self.block)
-        turn = place // self.block
-        block = permute_epoch(key, begin, jnp.minimum(turn, whole - 1), whole)
-        row = jnp.where(turn < whole, block, whole) * self.block + place % self.block
+        number = place // self.block
+        block = permute_epoch(key, begin, jnp.minimum(number, whole - 1), whole)
+        row = jnp.where(number < whole, block, whole) * self.block + place % self.block
         if rest:
             first = permute_epoch(key, begin + 1, jnp.zeros((), jnp.int32), n)
             row = row - jnp.where(row >= n - first, n - first, -first)  # (row + first) mod n

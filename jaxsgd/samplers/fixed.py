@@ -1,11 +1,12 @@
-"""Batches given as arrays."""
+"""A sampler of batches that the user gives as arrays."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
@@ -13,74 +14,53 @@ from jaxsgd.core.records import Batch
 from jaxsgd.core.trees import gather
 from jaxsgd.samplers.base import CounterSampler
 
+Batches = Integer[Array, "T B"] | np.ndarray | Sequence[Sequence[int] | np.ndarray]
+
 
 @part
 class FixedBatches(CounterSampler):
-    """Batches given by the user, one after the other, and again from the first.
+    """Batches given by the user, in their order, and again from the first after the last.
 
-    Step t takes the rows `index[t mod T]` with the weights `weight[t mod T]`: another library's
-    order, or one made beforehand. An epoch is all T of them.
+    Step t takes the rows `index[t mod T]` with the weights `weight[t mod T]`: the order of another
+    library, or one computed beforehand. An epoch is all T batches.
 
     Args:
-      index: int[T, B], or T sequences of rows, of different lengths too, such as
+      index: int[T, B], or T sequences of rows, also of different lengths, such as
         `list(torch.utils.data.BatchSampler(...))`; short ones are padded. A leaf.
-      weight: float[T, B], None for 1 / B each, and 1 / length in a padded batch. Not scaled: for an
-        unbiased gradient those of a batch sum to 1. A leaf.
+      weight: float[T, B], or None for 1 / B each, and 1 / length in a padded batch. The weights are
+        not scaled: for an unbiased gradient those of a batch sum to 1. A leaf.
       size: n, the number of rows, filled in by the solver.
 
     Raises:
-      TypeError: rows that are no integers, or not of two axes.
-      ValueError: no batch in a list, or an empty one, rows outside 0..n-1, or weights of another
-        shape.
+      TypeError: the rows are not integers, or not an array of two axes.
+      ValueError: there is no batch, or an empty one; rows are outside 0..n-1; the weights have
+        another shape.
 
     >>> sampler = jaxsgd.FixedBatches([[2, 0], [1]], size=3)
     >>> sampler.batch(jax.random.key(0), 1)
     Batch(index=Array([1, 1], dtype=int32), weight=Array([1., 0.], dtype=float32))
     """
 
-    index: Any
-    weight: Any = None
-    size: int | None = static(default=None, converter=validation.optional_whole(1))
+    index: Int[Array, "T B"]
+    weight: Float[Array, "T B"]
+    size: int | None = static(default=None)
 
-    def __post_init__(self) -> None:
-        index, weight = self.index, self.weight
-        if isinstance(index, jax.core.Tracer):
-            if weight is None:
-                weight = jnp.full(index.shape, 1 / index.shape[-1], float)
-                set_fields(self, weight=weight)
-            return
-        if not isinstance(index, np.ndarray | jax.Array):
-            index, own = _padded(index)
-            weight = own if weight is None else weight
-        index = np.asarray(index)
-        if index.ndim != 2 or index.size == 0 or index.dtype.kind not in "iu":
-            raise TypeError(
-                f"FixedBatches's index is an array of {index.dtype} of shape {index.shape}, "
-                "expected integers of shape (steps, batch size), or a list of batches"
-            )
-        most = validation.MAX_SIZE if self.size is None else self.size
-        if index.min() < 0 or index.max() >= most:
-            raise ValueError(
-                f"FixedBatches's index has rows {index.min()} to {index.max()}, expected them in "
-                f"0..{most - 1}"
-            )
-        if weight is None:
-            weight = np.full(index.shape, 1 / index.shape[1])
-        weight = np.asarray(weight, np.float64)
-        if not np.isfinite(weight).all():
-            raise ValueError(
-                "FixedBatches's weight has entries that are not finite, expected numbers"
-            )
-        if np.shape(weight) != index.shape:
-            raise ValueError(
-                f"FixedBatches's weight is of shape {np.shape(weight)}, expected that of its "
-                f"index, {index.shape}"
-            )
-        set_fields(self, index=jnp.asarray(index, jnp.int32), weight=jnp.asarray(weight, float))
+    def __init__(
+        self,
+        index: Batches,
+        weight: Float[Array, "T B"] | np.ndarray | Sequence[Sequence[float]] | None = None,
+        size: int | None = None,
+    ) -> None:
+        size = None if size is None else validation.integer(size, "FixedBatches's size", 1)
+        if not isinstance(index, Tracer):
+            index, weight = _as_arrays(index, weight, size)
+        elif weight is None:
+            weight = jnp.full(index.shape, 1 / index.shape[-1], float)
+        set_fields(self, index=index, weight=weight, size=size)
 
     @property
     def batch_size(self) -> int:
-        """B, the number of slots of a batch."""
+        """B, the number of rows of a batch, padding included."""
         return int(self.index.shape[-1])
 
     @property
@@ -89,13 +69,48 @@ class FixedBatches(CounterSampler):
         return int(self.index.shape[-2])
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
-        """Batch `step` (int32[]); the key plays no part."""
-        turn = jax.lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(self.steps_per_epoch))
-        return Batch(*gather((self.index, self.weight), turn))
+        """Batch `step`; the key is not used."""
+        place = jax.lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(self.steps_per_epoch))
+        return Batch(*gather((self.index, self.weight), place))
 
 
-def _padded(batches: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Batches of different lengths as two arrays, filled up with the last row at weight 0."""
+def _as_arrays(
+    index: Batches,
+    weight: Float[Array, "T B"] | np.ndarray | Sequence[Sequence[float]] | None,
+    size: int | None,
+) -> tuple[Int[Array, "T B"], Float[Array, "T B"]]:
+    """Batches and weights as arrays, checked."""
+    if isinstance(index, np.ndarray | jax.Array):
+        rows = np.asarray(index)
+    else:
+        rows, own = _padded(index)
+        weight = own if weight is None else weight
+    if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "iu":
+        raise TypeError(
+            f"FixedBatches's index is an array of {rows.dtype} of shape {rows.shape}, expected "
+            "integers of shape (steps, batch size), or a list of batches"
+        )
+    most = validation.MAX_SIZE if size is None else size
+    if rows.min() < 0 or rows.max() >= most:
+        raise ValueError(
+            f"FixedBatches's index has rows {rows.min()} to {rows.max()}, expected them in "
+            f"0..{most - 1}"
+        )
+    if weight is None:
+        weight = np.full(rows.shape, 1 / rows.shape[1])
+    weight = np.asarray(weight, np.float64)
+    if not np.isfinite(weight).all():
+        raise ValueError("FixedBatches's weight has entries that are not finite, expected numbers")
+    if weight.shape != rows.shape:
+        raise ValueError(
+            f"FixedBatches's weight is of shape {weight.shape}, expected that of its index, "
+            f"{rows.shape}"
+        )
+    return jnp.asarray(rows, jnp.int32), jnp.asarray(weight, float)
+
+
+def _padded(batches: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Batches of different lengths as rows and weights, padded with the last row at weight 0."""
     rows = [np.asarray(batch) for batch in batches]
     for i, batch in enumerate(rows):
         if batch.ndim != 1 or batch.size == 0:

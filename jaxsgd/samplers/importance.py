@@ -1,12 +1,14 @@
-"""Rows drawn with probabilities of their own."""
+"""A sampler of rows drawn with given probabilities."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Num, UInt32
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -15,7 +17,7 @@ from jaxsgd.core.trees import gather
 from jaxsgd.random.bits import random_words, short_loop
 from jaxsgd.samplers.base import Sampler
 
-SPARE = 2**18  # words kept for what a float32 sum is wrong by, at most 64 roundings a level
+SPARE = 2**18  # words left for the error of a float32 sum, at most 64 roundings per level
 SUMMED = 64
 MOST = np.uint32(2**32 - 1)
 
@@ -24,14 +26,16 @@ class ImportanceState(NamedTuple):
     """A key, the number of batches drawn, and the table that rows are drawn by."""
 
     key: jax.Array
-    step: jax.Array  # int32[]
-    last: jax.Array  # uint32[n, padded to a power of two]: the last of a row's words of 2**32
-    scale: jax.Array  # float[]: 2**32 / n, NaN if the probabilities were none
+    step: Int[Array, ""]
+    last: UInt32[Array, " m"]  # the last of a row's words of 2**32; m is a power of 2, at least n
+    scale: Float[Array, ""]  # 2**32 / n, NaN for invalid probabilities
 
 
-def _scaled(given: Any, name: str = "probabilities") -> Any:
+def _scaled(
+    given: Sequence[float] | np.ndarray | Num[Array, "..."], name: str = "probabilities"
+) -> Num[Array, "..."]:
     """Probabilities as float32[n], scaled to a maximum of 1."""
-    if isinstance(given, jax.core.Tracer):
+    if isinstance(given, Tracer):
         return given
     given = np.asarray(given) if isinstance(given, list | tuple) else given
     validation.weights(given, name, np.float64)  # they are scaled below
@@ -51,10 +55,10 @@ class ImportanceSampled(Sampler):
 
     `P(index[j] = i) = p_i` and `weight[j] = 1 / (B n p_index[j])`, so that the estimate is unbiased
     whatever p; its variance is least for p_i in proportion to the norm of row i's gradient. Of the
-    2**32 values of a random word each row has its share, in whole numbers, at least one, and the
-    weights are those of the shares: no rounding makes a bias. A draw takes `log2 n` looks into
-    a table that `init` derives: where p changes in the middle of a run, go on from
-    `state._replace(sampler=sampler.renewed(state.sampler))`, else the old table is used.
+    2**32 values of a random word each row has a share, a whole number, at least one, and the
+    weights are computed from the shares: rounding causes no bias. A draw is a binary search in a
+    table that `init` computes. Where p changes in the middle of a run, continue from
+    `state._replace(sampler=sampler.renewed(state.sampler))`; otherwise the old table is used.
 
     Args:
       probabilities: float[n], above 0, in proportion: they are kept scaled to a maximum of 1. A
@@ -63,10 +67,10 @@ class ImportanceSampled(Sampler):
       batch_size: B, the number of rows of a batch, at least 1; it may exceed n.
 
     Raises:
-      TypeError: probabilities that are no numbers.
-      ValueError: not one number a row, or one that is not finite or not above 0: a row that is
-        never drawn would bias the gradient. Traced ones like that give weights, and so a loss, of
-        NaN.
+      TypeError: the probabilities are not numbers.
+      ValueError: there is not one per row, or one is not finite or not above 0: a row that is never
+        drawn would bias the gradient. Where they are traced, the weights are NaN instead, and so is
+        the loss.
 
     Zhao and Zhang, "Stochastic optimization with importance sampling" (2015).
 
@@ -76,7 +80,7 @@ class ImportanceSampled(Sampler):
     ([2, 0, 2, 1], [2.0, 4.0, 2.0, 4.0])
     """
 
-    probabilities: Any = field(converter=_scaled)
+    probabilities: Num[Array, "..."] = field(converter=_scaled)
     batch_size: int = static(converter=validation.whole(1))
 
     @property
@@ -86,11 +90,11 @@ class ImportanceSampled(Sampler):
 
     @property
     def steps_per_epoch(self) -> int:
-        """What it calls an epoch: `ceil(n / B)` steps, which draw n rows."""
+        """The number of batches of an epoch, `ceil(n / B)`, which draw n rows."""
         return -(-self.size // self.batch_size)
 
     def init(self, key: jax.Array) -> ImportanceState:
-        """The state before the first batch, with its table. `key` is folded only."""
+        """The state before the first batch, with its table. `key` is only folded."""
         step = jnp.zeros((), jnp.int32)
         return ImportanceState(validation.key(key), step, **_table(self.probabilities))
 
@@ -106,17 +110,17 @@ class ImportanceSampled(Sampler):
         return Batch(index, weight), state._replace(step=state.step + 1)
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
-        """Batch `step` (int32[]) of the run with this key; it makes the table anew."""
+        """Batch `step` of the run with this key; the table is computed anew."""
         return self.update(self.init(key)._replace(step=jnp.asarray(step, jnp.int32)))[0]
 
 
 @jax.jit
-def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
-    """2**32 words shared out to rows: the last word of each, in whole numbers."""
+def _table(probabilities: Num[Array, " n"]) -> dict[str, jax.Array]:
+    """The fields of the state that depend on the probabilities: 2**32 words divided among rows."""
     if probabilities.ndim != 1:
         raise ValueError(
             f"ImportanceSampled's probabilities are of shape {probabilities.shape}, expected one "
-            "number a row"
+            "number per row"
         )
     # Integers have exact cumulative sums: those of float32 give many of ten million rows nothing.
     # Padded to a power of two, so that the search needs no bounds.
@@ -132,19 +136,23 @@ def _table(probabilities: jax.Array) -> dict[str, jax.Array]:
     return {"last": last, "scale": jnp.where(is_valid, 2**32 / n, jnp.nan).astype(float)}
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    """A sum of few roundings: one of float32 in a row stops growing at some ten million rows."""
+def _sum(x: Float[Array, " n"]) -> Float[Array, ""]:
+    """A sum of few roundings: a running sum in float32 stops growing at some ten million rows."""
     while x.size > 1:
         x = jnp.pad(x, (0, -x.size % SUMMED)).reshape(-1, SUMMED).sum(-1)
     return x.reshape(())
 
 
-def _found(last: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rows (int32) that the words draw, and how many words (float) do draw each of them."""
+def _found(
+    last: UInt32[Array, " m"], word: UInt32[Array, " B"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The rows that the words draw, and how many words draw each of them."""
     bits = (last.shape[0] - 1).bit_length()
 
-    def look(i: Any, found: Any) -> Any:
-        """Half of what is left: a row's last word is `above`, that of the one before it `below`."""
+    def halve(
+        i: Int[Array, ""], found: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Halve the range: a row's last word is `above`, that of the row before it `below`."""
         index, below, above = found
         ahead = index + (jnp.int32(2 ** max(bits - 1, 0)) >> i)
         value = gather(last, ahead - 1)
@@ -154,5 +162,5 @@ def _found(last: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     most = jnp.full(word.shape, MOST)  # also -1, the word before the first
     found = jnp.zeros(word.shape, jnp.int32), most, most
-    index, below, above = short_loop(bits, look, found)
+    index, below, above = short_loop(bits, halve, found)
     return index, (above - below - 1).astype(float) + 1

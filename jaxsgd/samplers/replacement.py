@@ -1,4 +1,4 @@
-"""Rows drawn with replacement."""
+"""A sampler of rows drawn with replacement."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Batches that take their share of each shard of the rows."""
+"""A sampler that takes a share of each batch from each shard of the rows."""
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,30 @@ from jaxsgd.samplers.base import CounterSampler
 
 
 def counts(size: int, shards: int) -> np.ndarray:
-    """Rows of each shard: neighbouring parts of the rows, as equal as can be."""
+    """The number of rows of each shard: sizes differ by at most one."""
     least, rest = divmod(size, shards)
     return np.where(np.arange(shards) < rest, least + 1, least)
 
 
 @part
 class Sharded(CounterSampler):
-    """A share of each batch from each shard of the rows, each shuffled on its own.
+    """A share of each batch from each shard of the rows, each shard shuffled separately.
 
-    The n rows are cut into `shards` neighbouring parts, as equal as can be. With n_s rows in shard
-    s and `T = ceil(max n_s / (B / shards))` steps an epoch, each step takes `n_s div T` rows of the
-    shard's own order, one more in the first `n_s mod T` steps, each of weight `n_s / (n v)`, v the
-    rows taken: an epoch visits each row once, and every step is unbiased. So devices that hold some
-    shards each (`MeshRows`) draw from their own rows, and draw the same however many they are.
+    The n rows are divided into `shards` contiguous shards, whose sizes differ by at most one. With
+    n_s rows in shard s and `T = ceil(max n_s / (B / shards))` steps per epoch, each step takes
+    `n_s div T` rows in the order of the shard's shuffle, one more in the first `n_s mod T` steps,
+    each of weight `n_s / (n v)` where v rows are taken: an epoch visits each row once, and every
+    step is unbiased. So each device of a mesh (`MeshRows`) draws from the shards that it holds, and
+    the batches are the same for any number of devices.
 
     Args:
-      batch_size: B, the number of slots of a batch, a multiple of `shards`.
-      shards: how many parts.
+      batch_size: B, the number of rows of a batch, a multiple of `shards`.
+      shards: the number of shards.
       size: n, the number of rows, filled in by the solver.
 
     Raises:
-      ValueError: a batch size that is no multiple of the shards, or rows or a batch so few that a
-        step would find a shard empty.
+      ValueError: the batch size is not a multiple of the shards, or there are so few rows, or so
+        few in a batch, that some step would take no row of a shard.
 
     >>> sampler = jaxsgd.Sharded(4, shards=2, size=8)
     >>> [sampler.batch(jax.random.key(0), t).index.tolist() for t in range(2)]
@@ -65,7 +66,7 @@ class Sharded(CounterSampler):
 
     @property
     def steps_per_epoch(self) -> int:
-        """T, the number of batches in which an epoch's rows are visited."""
+        """T, the number of batches of an epoch."""
         return -(-self.rows_of_a_shard // (self.batch_size // self.shards))
 
     @property
@@ -76,7 +77,7 @@ class Sharded(CounterSampler):
         return -(-self.size // self.shards)
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
-        """Batch `step` (int32[]) of the run with this key: the slots of shard 0, of shard 1, ..."""
+        """Batch `step` of the run with this key: the rows of shard 0, then of shard 1, ..."""
         step, steps, key = jnp.asarray(step, jnp.int32), self.steps_per_epoch, validation.key(key)
         n, least = self.size or 0, (self.size or 0) // self.shards
         shard = np.arange(self.shards, dtype=np.int32)[:, None]
@@ -86,12 +87,12 @@ class Sharded(CounterSampler):
 
         epoch, step = jax.lax.div(step, jnp.int32(steps)), jax.lax.rem(step, jnp.int32(steps))
         taken = whole + (step < more)
-        lane = jnp.arange(self.batch_size // self.shards, dtype=jnp.int32)[None]
-        place = step * whole + jnp.minimum(step, more) + jnp.minimum(lane, taken - 1)
-        order = epoch * self.shards + shard  # each shard's permutation is its own
+        position = jnp.arange(self.batch_size // self.shards, dtype=jnp.int32)[None]
+        place = step * whole + jnp.minimum(step, more) + jnp.minimum(position, taken - 1)
+        order = epoch * self.shards + shard  # no two shards have the same permutation
         row = permute_epoch(key, order, jnp.minimum(place, least - 1), least)
         if n % self.shards:
             longer = permute_epoch(key, order, place, least + 1)
             row = jnp.where(count > least, longer, row)
-        weight = jnp.where(lane < taken, count / n / taken.astype(float), 0)
-        return Batch((first + row).ravel(), weight.ravel())
+        weight = jnp.where(position < taken, count / n / taken.astype(float), 0)
+        return Batch((row + first).ravel(), weight.ravel())

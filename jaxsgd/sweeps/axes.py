@@ -1,4 +1,4 @@
-"""The points of a sweep: its axes, and the values on each."""
+"""The axes of a sweep, and the values on each."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from jaxsgd.core.trees import by_words
 
 
 def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
-    """For each axis its values by name, arrays with a leading axis of one length."""
+    """The values by name of each axis: arrays whose leading axes have the same length."""
     is_product = isinstance(over, Mapping)
     axes = [{name: values} for name, values in over.items()] if is_product else list(over)
     if not axes:
@@ -26,13 +26,14 @@ def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
         names += axis
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"over names {names}, expected each argument of fn once")
-    found = tuple({name: _values(name, v) for name, v in axis.items()} for axis in axes)
-    for axis in found:
-        length(axis)  # for its refusal
-    return found
+    checked = tuple({name: _as_arrays(name, v) for name, v in axis.items()} for axis in axes)
+    for axis in checked:
+        length(axis)  # raises where lengths differ
+    return checked
 
 
-def _values(name: str, values: Any) -> PyTree:
+def _as_arrays(name: str, values: Any) -> PyTree:
+    """A list of numbers as an array; a pytree of arrays as it is, once checked."""
     if isinstance(values, list | tuple | range) and all(
         isinstance(value, bool | int | float | np.number) for value in values
     ):
@@ -40,8 +41,9 @@ def _values(name: str, values: Any) -> PyTree:
     for leaf in jax.tree.leaves(values):
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
             raise TypeError(
-                f"over[{name!r}] holds {leaf!r}, expected a list of numbers, or arrays whose "
-                "leading axis counts the values: jax.random.split(key, 8), or stacked by jnp.stack"
+                f"over[{name!r}] holds {leaf!r}, expected a list of numbers, or arrays with one "
+                "entry per value along their leading axis, such as jax.random.split(key, 8) or a "
+                "jnp.stack of the values"
             )
         if isinstance(leaf, np.ndarray):
             validation.no_text(leaf, f"over[{name!r}]")
@@ -50,20 +52,26 @@ def _values(name: str, values: Any) -> PyTree:
 
 
 def length(axis: dict[str, PyTree]) -> int:
-    """How many values an axis has, the same for all that goes together."""
+    """The number of values on an axis, which is the same for all of its names."""
     lengths = {name: {len(x) for x in jax.tree.leaves(v)} for name, v in axis.items()}
     found = set().union(*lengths.values())
     if len(found) != 1 or found == {0}:
-        told = ", ".join(f"{name} has {sorted(n) or 'none'}" for name, n in lengths.items())
-        raise ValueError(f"the values of an axis of over differ in number, or are none: {told}")
+        given = ", ".join(
+            f"{name} has {' and '.join(map(str, sorted(n))) or 'no array'}"
+            for name, n in lengths.items()
+        )
+        raise ValueError(
+            "over: expected all names on an axis to have the same number of values, at least one; "
+            f"{given}"
+        )
     return found.pop()
 
 
 def repeated(axes: Sequence[dict[str, PyTree]], mean_over: Any) -> list[int]:
-    """The axes that a name, several names or None of `mean_over` are on.
+    """The axes of the names in `mean_over`: one name, several, or None.
 
     Raises:
-      ValueError: no axis has a name.
+      ValueError: a name is on no axis.
     """
     names = [] if mean_over is None else [mean_over] if isinstance(mean_over, str) else mean_over
     for name in names:
@@ -75,8 +83,13 @@ def repeated(axes: Sequence[dict[str, PyTree]], mean_over: Any) -> list[int]:
     return [i for i, axis in enumerate(axes) if any(name in axis for name in names)]
 
 
-def order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
-    """Axes of keys outermost: so lanes that share rows lie side by side, and in one chunk."""
+def vmap_order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
+    """The order in which axes are vmapped, outermost first: axes of keys, then the others.
+
+    The runs of one key share the rows of their minibatches. With keys outermost those runs lie next
+    to each other in memory, which is up to 2 x faster on a CPU, and chunks are cut between keys
+    before they are cut within one.
+    """
 
     def has_keys(axis: dict[str, PyTree]) -> bool:
         leaves = jax.tree.leaves(axis)
@@ -85,13 +98,13 @@ def order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
     return tuple(sorted(range(len(axes)), key=lambda i: not has_keys(axes[i])))
 
 
-def entry(values: PyTree, place: int) -> Any:
-    """One value of an axis; a number as Python's own."""
-    entry = jax.tree.map(partial(by_words, lambda x: x[place]), values)
-    return entry.item() if is_number(values) else entry
+def value_at(values: PyTree, place: int) -> Any:
+    """One of the values on an axis; a number as a Python number."""
+    value = jax.tree.map(partial(by_words, lambda x: x[place]), values)
+    return value.item() if is_number(values) else value
 
 
 def is_number(values: PyTree) -> bool:
-    """Whether these are numbers."""
+    """Whether the values on an axis are numbers."""
     is_array = isinstance(values, jax.Array | np.ndarray) and values.ndim == 1
     return is_array and not jnp.issubdtype(values.dtype, jax.dtypes.extended)

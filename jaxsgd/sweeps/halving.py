@@ -1,4 +1,4 @@
-"""Successive halving: many settings for a few steps, fewer for more."""
+"""`halving`: successive halving over a sweep whose runs continue from their states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,24 +11,33 @@ from jaxtyping import PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, part, static
 from jaxsgd.core.trees import by_words
-from jaxsgd.sweeps.axes import as_axes, entry, length, repeated
+from jaxsgd.sweeps.axes import as_axes, length, repeated, value_at
 from jaxsgd.sweeps.result import Ranked, Sweep
 from jaxsgd.sweeps.sweep import sweep
 
 
 class Rung(NamedTuple):
-    """What one rung of a halving saw."""
+    """The settings that one rung of `halving` compared.
 
-    steps: int  # taken by each of its settings since the start
-    settings: np.ndarray  # int[m]: their numbers, in the order of the product of the axes
-    scores: np.ndarray  # float64[m]: the mean over runs; infinite where one diverged
+    Attributes:
+      steps: the steps that each of its settings has taken since the start.
+      settings: int[m], their numbers, in the order of the product of the axes.
+      scores: float64[m], the mean score of each over its runs; infinite where one diverged.
+    """
+
+    steps: int
+    settings: np.ndarray
+    scores: np.ndarray
 
 
 class HalvingResult(NamedTuple):
-    """What `halving` returns.
+    """The result of `halving`.
 
-    `best`: the winner, whose `place` is its number among the settings. `state`: the winner's, to go
-    on from, with leading axes where runs were averaged. `rungs`: what each rung saw.
+    Attributes:
+      best: the best setting, whose `place` is its number among the settings.
+      state: its state, from which to continue; with leading axes for averaged runs.
+      rungs: the settings and scores of each rung.
+      work: the steps of all settings together.
     """
 
     best: Ranked
@@ -37,7 +46,7 @@ class HalvingResult(NamedTuple):
 
     @property
     def work(self) -> int:
-        """Steps taken by all settings together; each of the runs that are averaged takes them."""
+        """The steps of all settings together. Runs that are averaged take as many steps each."""
         before = [0, *(rung.steps for rung in self.rungs)]
         return sum(
             len(rung.settings) * (rung.steps - begin)
@@ -55,33 +64,37 @@ def halving(
     mean_over: str | Sequence[str] | None = None,
     chunk: int | None = None,
 ) -> HalvingResult:
-    """Find the best of n settings by dropping all but the best `1 / factor` again and again.
+    """Find the best of n settings by successive halving.
 
-    Each of the `K = ceil(log_factor n)` rungs takes as many steps in all, so that a setting which
-    stays for rung k takes `factor^k` times as many there as in the first, and the winner `steps` in
-    all: rung k = 1..K ends after `steps (factor^k - 1) / (factor^K - 1)`, rounded. That is about
-    K / n of the work of a full sweep, and K programs to compile: it pays where steps are dear. The
-    states go on; lanes that share their rows keep sharing them. Jamieson and Talwalkar,
-    "Non-stochastic best arm identification and hyperparameter optimization" (2016).
+    Rung k = 1..K, with `K = ceil(log_factor n)`, ends after
+    `steps (factor^k - 1) / (factor^K - 1)` steps, rounded, and keeps the best `1 / factor` of its
+    settings.
+
+    All rungs take about as many steps in total, and the best setting takes `steps`. Together that
+    is about K / n of the work of a full sweep, but there are K programs to compile, so halving pays
+    where steps are expensive. Runs continue from their states, and those that share their
+    minibatches continue to share them.
 
     Args:
-      init: `init(*args, **point) -> state`, any pytree: `solver.init`, perhaps beside the solver.
-      run: `run(state, *args, steps=..., **point) -> (state, score)`: that many more steps, an int,
-        and a number by which settings are compared, the smaller the better. A number that is not
-        finite loses.
-      args: what all runs are given.
+      init: `init(*args, **point) -> state`, any pytree, such as `(solver, solver.init(...))`.
+      run: `run(state, *args, steps=..., **point) -> (state, score)` takes `steps` more steps (an
+        int) and returns the number by which settings are compared. The smaller score is better, and
+        a score that is not finite loses.
+      args: arguments that all runs share.
       over: the settings, as in `sweep`.
-      steps: how many the winner takes, at least one for each rung.
-      factor: how many times fewer settings each rung has.
-      mean_over: the name of an axis whose runs are repetitions of one setting, compared by their
-        mean: "key", or the names of several. All of its runs go on.
+      steps: the number of steps of the best setting, at least one per rung.
+      factor: the factor by which each rung reduces the number of settings, at least 2.
+      mean_over: the name of an axis whose runs repeat one setting, such as "key", or several names.
+        Settings are compared by the mean over their runs, all of which continue.
       chunk: as in `sweep`.
 
     Returns:
-      A `HalvingResult`. The same arguments give the same one.
+      A `HalvingResult`. The same arguments give the same result.
 
     Raises:
-      ValueError: too few steps, one setting only, or settings that all diverged.
+      TypeError: `run` does not return a pair.
+      ValueError: fewer than two settings, too few steps, or a diverged run in every setting of the
+        last rung.
 
     >>> def init(learning_rate):
     ...     return jnp.array(1.0)
@@ -91,50 +104,58 @@ def halving(
     >>> halved = jaxsgd.halving(init, run, over={"learning_rate": [0.01, 0.1, 0.3, 2.0]}, steps=6)
     >>> halved.best.point, [len(rung.settings) for rung in halved.rungs], halved.work
     ({'learning_rate': 0.3}, [4, 2], 16)
+
+    References: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+    optimization" (2016).
     """
     axes = as_axes(over)
     repeats = repeated(axes, mean_over)
-    kept = [axes[i] for i in repeats]
-    settings = _flat([axis for i, axis in enumerate(axes) if i not in repeats])
+    repetitions = [axes[i] for i in repeats]
+    settings = _product([axis for i, axis in enumerate(axes) if i not in repeats])
     n = length(settings) if settings else 1
     if n < 2:
         raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
     factor = validation.integer(factor, "factor", 2)
-    sizes = [n]
-    while sizes[-1] > factor:
-        sizes.append(-(-sizes[-1] // factor))
-    steps = validation.integer(steps, "steps", len(sizes))
-    shares = np.cumsum(float(factor) ** np.arange(len(sizes)))
-    ends = np.maximum(np.round(steps * shares / shares[-1]).astype(int), np.arange(len(sizes)) + 1)
 
     run, rungs, taken = as_callable(run, "run"), [], 0
     numbers = np.arange(n)
-    states = sweep(init, *args, over=[settings, *kept], chunk=chunk, progress=False)
-    for end in map(int, ends):
-        rung, over = _Rung(run, end - taken), [settings, *kept]
-        result = sweep(rung, states, *args, over=over, chunk=chunk, progress=False)
-        if not isinstance(result.lanes, tuple) or len(result.lanes) != 2:
-            kind = type(result.lanes).__name__
+    states = sweep(init, *args, over=[settings, *repetitions], chunk=chunk, progress=False)
+    for end in _rung_ends(n, steps, factor):
+        some_steps, points = _RunSteps(run, end - taken), [settings, *repetitions]
+        result = sweep(some_steps, states, *args, over=points, chunk=chunk, progress=False)
+        if not isinstance(result.runs, tuple) or len(result.runs) != 2:
+            kind = type(result.runs).__name__
             raise TypeError(f"run returned a {kind}, expected (state, score)")
         scores = result[1].scores().reshape(len(numbers), -1)
         rungs.append(Rung(end, numbers, scores.mean(axis=1)))
-        order = np.argsort(rungs[-1].scores, kind="stable")
-        keep = np.sort(order[: -(-len(numbers) // factor) if end < steps else 1])
-        lanes = _at(result.lanes[0], jax.device_put(keep))
-        settings = jax.tree.map(partial(_take, places=keep), settings)
-        states, numbers, taken = Sweep(lanes, (settings, *kept)), numbers[keep], end
-        scores = scores[keep]
+        count = 1 if len(numbers) <= factor else -(-len(numbers) // factor)
+        kept = np.sort(np.argsort(rungs[-1].scores, kind="stable")[:count])
+        settings = jax.tree.map(partial(_take, places=kept), settings)
+        kept_runs = _take_runs(result.runs[0], jax.device_put(kept))
+        states, numbers, taken = Sweep(kept_runs, (settings, *repetitions)), numbers[kept], end
+    scores = scores[kept]
     if not np.isfinite(scores).all():
-        raise ValueError("in every setting that was left a run diverged: there is no best one")
+        raise ValueError("in every setting that was left a run diverged, so none is the best")
     spread = float(np.std(scores, ddof=1)) if scores.size > 1 else 0.0
-    point = {name: entry(values, 0) for name, values in settings.items()}
+    point = {name: value_at(values, 0) for name, values in settings.items()}
     best = Ranked(point, float(scores.mean()), spread, 0, (int(numbers[0]),))
     return HalvingResult(best, jax.tree.map(partial(_take, places=0), states.value), tuple(rungs))
 
 
+def _rung_ends(n: int, steps: int, factor: int) -> list[int]:
+    """The steps, counted from the start, after which each rung of n settings ends."""
+    rungs, settings = 1, n
+    while settings > factor:
+        rungs, settings = rungs + 1, -(-settings // factor)
+    steps = validation.integer(steps, "steps", rungs)
+    shares = np.cumsum(float(factor) ** np.arange(rungs))
+    ends = np.round(steps * shares / shares[-1]).astype(int)
+    return np.maximum(ends, np.arange(rungs) + 1).tolist()  # at least one step per rung
+
+
 @part
-class _Rung:
-    """So many steps of a run; the number is static."""
+class _RunSteps:
+    """`run` with a static number of steps."""
 
     run: Any
     steps: int = static()
@@ -143,8 +164,8 @@ class _Rung:
         return self.run(state, *args, steps=self.steps, **point)
 
 
-def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
-    """The product of some axes as one."""
+def _product(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
+    """The product of some axes as one axis."""
     lengths = [len(jax.tree.leaves(axis)[0]) for axis in axes]
     places = np.indices(lengths).reshape(len(axes), -1)
     return {
@@ -155,9 +176,9 @@ def _flat(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
 
 
 @jax.jit
-def _at(tree: PyTree, keep: jax.Array) -> PyTree:
-    """Some lanes; what is shared by all of them stays so."""
-    return jax.tree.map(lambda x: x if x.shape[0] == 1 else _take(x, keep), tree)
+def _take_runs(runs: PyTree, places: jax.Array) -> PyTree:
+    """The results of some settings; what all settings share stays shared."""
+    return jax.tree.map(lambda x: x if x.shape[0] == 1 else _take(x, places), runs)
 
 
 def _take(x: jax.Array, places: Any) -> jax.Array:

@@ -1,4 +1,9 @@
-"""How many bytes a traced program needs, and how many there are."""
+"""The memory that a traced program needs, estimated from its jaxpr, and the memory there is.
+
+XLA knows the exact number, but only of a compiled program. Compiling a whole sweep in order to find
+that it must be cut into chunks would double the time to its first result. The walk over the jaxpr
+takes milliseconds.
+"""
 
 import math
 import os
@@ -11,31 +16,38 @@ import jax
 from jaxsgd.core.jaxprs import inner_jaxprs
 
 
-@lru_cache(maxsize=256)
-def peak(jaxpr: Any) -> int:
-    """About the most bytes that the results of a jaxpr's operations take at one time.
+@lru_cache(maxsize=256)  # a repeated sweep is not traced again, and its jaxpr is the same object
+def peak_bytes(jaxpr: Any) -> int:
+    """The most bytes that the results of a jaxpr's equations take at any time.
 
-    Each lives from the operation that makes it to the last that reads it; the arguments are not
-    counted. A compiler that fuses operations needs less.
+    A result takes memory from the equation that computes it to the last one that reads it.
+    Arguments are not counted. XLA needs less where it fuses equations.
     """
     end = len(jaxpr.eqns)
-    reads = [(v, i) for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars]
-    last = {id(v): i for v, i in [*reads, *((v, end) for v in jaxpr.outvars)]}
-    held = most = 0
-    ending: list[int] = [0] * (end + 1)  # bytes whose last reader is the i-th operation
+    last_read = {id(v): i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars}
+    last_read |= {id(v): end for v in jaxpr.outvars}
+    live = most = 0
+    freed_after = [0] * (end + 1)  # bytes by the index of the equation that reads them last
     for i, eqn in enumerate(jaxpr.eqns):
-        made = [v.aval for v in eqn.outvars]
-        within = [peak(j) - _handed_on(j, made) for j in inner_jaxprs(eqn.params)]
         for v in eqn.outvars:
-            held += size([v.aval])
-            ending[last.get(id(v), i)] += size([v.aval])
-        most = max(most, held + max([0, *within]))
-        held -= ending[i]
+            live += array_bytes([v.aval])
+            freed_after[last_read.get(id(v), i)] += array_bytes([v.aval])
+        # The outputs of an inner jaxpr are the equation's results, so they must not count twice.
+        results = [v.aval for v in eqn.outvars]
+        inner = [peak_bytes(j) - _shared_bytes(j, results) for j in inner_jaxprs(eqn.params)]
+        most = max(most, live + max([0, *inner]))
+        live -= freed_after[i]
     return most
 
 
-def size(avals: Iterable[Any]) -> int:
-    """The bytes of some arrays; a key is counted as 16."""
+def _shared_bytes(inner: Any, results: list[Any]) -> int:
+    """The bytes of an inner jaxpr's outputs that are results of the outer equation as they are."""
+    outputs = [v.aval for v in inner.outvars]
+    return sum(array_bytes([a]) for a, b in zip(outputs, results, strict=False) if a == b)
+
+
+def array_bytes(avals: Iterable[Any]) -> int:
+    """The bytes of some arrays. A key is counted as 16, the most that JAX's generators take."""
 
     def width(dtype: Any) -> int:
         return 16 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize
@@ -43,17 +55,11 @@ def size(avals: Iterable[Any]) -> int:
     return sum(math.prod(aval.shape) * width(aval.dtype) for aval in avals)
 
 
-def available(device: Any) -> float:
-    """The bytes a device has: those of the machine where it does not tell its own."""
+def available_bytes(device: Any) -> float:
+    """The memory of a device, or of the machine where the device does not report its own."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     if not hasattr(os, "sysconf"):  # Windows
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _handed_on(jaxpr: Any, made: list[Any]) -> int:
-    """The bytes that a call, or a loop's carry, makes within and hands on: one array, not two."""
-    inside = [v.aval for v in jaxpr.outvars]
-    return sum(size([a]) for a, b in zip(inside, made, strict=False) if a == b)

@@ -1,4 +1,4 @@
-"""Many runs at once: one program for all settings and seeds."""
+"""`sweep`: many runs at once, all settings and seeds in one program."""
 
 import math
 import sys
@@ -17,9 +17,9 @@ from jaxsgd.core.trees import as_arguments, placed_like
 from jaxsgd.data.base import Rows
 from jaxsgd.data.mesh import auto, find_meshes
 from jaxsgd.sweeps import memory
-from jaxsgd.sweeps.axes import as_axes, length, order
+from jaxsgd.sweeps.axes import as_axes, length, vmap_order
 from jaxsgd.sweeps.result import Sweep
-from jaxsgd.sweeps.vmapped import RUNS, Plan, all_lanes, fill, of_runs, room
+from jaxsgd.sweeps.vmapped import RUNS, Plan, allocate, run_all, run_block, runs_spec
 from jaxsgd.training.progress import counted
 
 
@@ -31,31 +31,37 @@ def sweep(
     progress: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Sweep:
-    """Run `fn(*args, **point)` at every point of some axes, all at once: one compiled program.
+    """Run `fn(*args, **point)` at every point of some axes, as one compiled program.
 
-    One `vmap` an axis, nested, so that what an axis does not touch is computed once: all rates of a
-    key share its minibatches (common random numbers, which make the comparison sharper too).
+    `value[i, j, ...] = fn(*args, name_0=values_0[i], name_1=values_1[j], ...)`
+
+    One `vmap` per axis, nested, so that what an axis does not affect is computed once. All learning
+    rates of one key share its minibatches (common random numbers), which also makes the comparison
+    between them more precise.
 
     Args:
-      fn: a pure function to any pytree of arrays: `solver.init`, `run`, `evaluate`. Told apart by
-        its identity, so define it once; sizes (steps, batch size, units) belong into it.
-      args: what all runs are given: data, initial parameters. Passed, so another array compiles
-        nothing. A `Sweep` over axes of the same names and lengths gives each run its own part.
-      over: by the names of `fn`'s arguments, their values: a list of numbers, an array or pytree
-        with a leading axis, keys. Each entry of a dict is an axis (the product of all); in a list
-        of dicts, each dict is one axis, whose entries go together.
-      chunk: at most so many runs at a time. None takes all, or as many as half of the device's
-        memory holds by an estimate of the traced program, which is then said.
-      progress: show a bar (tqdm) where there are several chunks, and say the estimate.
-      mesh: None, or a mesh with an axis "runs": the runs are spread over its devices.
+      fn: a pure function that returns a pytree of arrays; it may call `solver.init`, `run`,
+        `evaluate`. Define it once: another function object compiles again. Whatever determines
+        shapes (steps, batch size, units) belongs in it.
+      args: arguments that all runs share: data, initial parameters. Other arrays of the same shapes
+        compile nothing. A `Sweep` over axes of the same names and lengths passes to each run its
+        own part.
+      over: values by the names of `fn`'s arguments: a list of numbers, an array or pytree with a
+        leading axis, keys. In a dict each entry is an axis, and the points are their product. In a
+        list of dicts each dict is one axis, whose entries vary together.
+      chunk: the maximal number of runs at a time. None computes all at once, or, where the traced
+        program is estimated to need more than half of the device's memory, as many as fit in it.
+      progress: show a progress bar (tqdm) over chunks, and print the estimate where it matters.
+      mesh: a mesh with an axis "runs", over whose devices the runs are split. None uses one device.
 
     Returns:
-      A `Sweep`. Results of all chunks stay on the device: return what you need of each run.
+      A `Sweep`. The results of all chunks stay on the device: return only what you need of a run.
 
     Raises:
-      TypeError: an axis without values, or a `fit` in `fn`, which is a host loop.
-      ValueError: axes without a name or of different lengths, or lengths that the mesh's devices do
-        not divide.
+      TypeError: an axis without values, arguments that are not arrays, or a call of `fit` in `fn`,
+        which is a loop on the host.
+      ValueError: axes without a name or of different lengths, or no axis whose length is a multiple
+        of the number of the mesh's devices.
 
     >>> y = jnp.array([1.0, 3.0])
     >>> def train(y, learning_rate, key):
@@ -70,47 +76,49 @@ def sweep(
     >>> result.shape, round(best.point["learning_rate"], 3)
     ((3, 8), 0.02)
     """
-    points = as_axes(over)
-    shape = tuple(map(length, points))
+    axes = as_axes(over)
+    shape = tuple(map(length, axes))
     for i, arg in enumerate(args):
-        _check_argument(i, arg, points)
-    values = tuple(arg.lanes if isinstance(arg, Sweep) else arg for arg in args)
-    call, axes = as_arguments(((as_callable(fn, "fn"), values), points))
-    own = [False] * len(jax.tree.leaves(call[0]))
+        _check_argument(i, arg, axes)
+    values = tuple(arg.runs if isinstance(arg, Sweep) else arg for arg in args)
+    call, arrays = as_arguments(((as_callable(fn, "fn"), values), axes))
+    is_compact = [False] * len(jax.tree.leaves(call[0]))
     for arg, value in zip(args, values, strict=True):
-        own += [isinstance(arg, Sweep)] * len(jax.tree.leaves(value))
-    plan = Plan(tuple(own), order(points))
+        is_compact += [isinstance(arg, Sweep)] * len(jax.tree.leaves(value))
+    plan = Plan(tuple(is_compact), vmap_order(axes))
     if mesh is not None:
-        plan, call, axes = _on_mesh(plan, call, axes, args, shape, mesh)
-    block = _block(call, axes, plan, shape, chunk, progress)
+        plan, call, arrays = _place_on_mesh(plan, call, arrays, args, shape, mesh)
+    block = _block(call, arrays, plan, shape, chunk, progress)
     if block == shape:
-        return Sweep(all_lanes(call, axes, plan=plan), points)
+        return Sweep(run_all(call, arrays, plan=plan), axes)
+    # The last block of an axis starts earlier and computes some runs again, so that all blocks have
+    # the same shape and one program computes them.
     starts = [[*range(0, n - b, b), n - b] for n, b in zip(shape, block, strict=True)]
-    lanes = placed_like(room(call, axes, plan=plan), () if mesh is not None else call)
+    runs = placed_like(allocate(call, arrays, plan=plan), () if mesh is not None else call)
     for start in counted([*product(*starts)], progress, "chunk"):
         at = jax.device_put(np.array(start, np.int32))
-        lanes = jax.block_until_ready(fill(lanes, at, call, axes, plan=plan, block=block))
-    return Sweep(lanes, points)
+        runs = jax.block_until_ready(run_block(runs, at, call, arrays, plan=plan, block=block))
+    return Sweep(runs, axes)
 
 
-def _check_argument(i: int, arg: Any, points: Sequence[dict[str, PyTree]]) -> None:
-    """Refuse what no run can be given."""
+def _check_argument(i: int, arg: Any, axes: Sequence[dict[str, PyTree]]) -> None:
+    """Refuse an argument that cannot be passed to the runs."""
     is_sweep = lambda x: isinstance(x, Sweep)  # noqa: E731
     if is_sweep(arg):
-        told, expected = (
-            [(list(axis), length(axis)) for axis in axes] for axes in (arg.over, points)
+        given, expected = (
+            [(list(axis), length(axis)) for axis in each] for each in (arg.over, axes)
         )
-        if told != expected:
+        if given != expected:
             raise ValueError(
-                f"argument {i} is a Sweep over {_axes_told(told)}, expected one over "
-                f"{_axes_told(expected)}"
+                f"argument {i} is a Sweep over {_axes_text(given)}, expected one over "
+                f"{_axes_text(expected)}"
             )
         return
     for leaf in jax.tree.leaves(arg, is_leaf=is_sweep):
         if is_sweep(leaf):
             raise TypeError(
-                f"argument {i} holds a Sweep among other things, expected it as an argument of its "
-                "own: then each run is given its part"
+                f"argument {i} holds a Sweep among other things, expected the Sweep as a separate "
+                "argument, of which each run receives its part"
             )
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
             hint = "; rows that stay on the host cannot be read by a compiled run"
@@ -120,21 +128,51 @@ def _check_argument(i: int, arg: Any, points: Sequence[dict[str, PyTree]]) -> No
             )
 
 
-def _axes_told(axes: Any) -> str:
+def _axes_text(axes: Sequence[tuple[list[str], int]]) -> str:
     return " x ".join(f"{size} of {' and '.join(names)}" for names, size in axes)
 
 
-def _on_mesh(
+def _place_on_mesh(
     plan: Plan, call: PyTree, axes: Any, args: Any, shape: tuple[int, ...], mesh: Mesh
 ) -> tuple[Plan, PyTree, Any]:
-    """The plan and the arguments, placed on a mesh with an axis for the runs."""
+    """The plan for a mesh, and the arguments placed on it."""
+    mesh = _checked_mesh(mesh, args)
+    devices = mesh.shape[RUNS]
+    fitting = [i for i in plan.order if shape[i] % devices == 0]
+    if not fitting:
+        raise ValueError(
+            f"the axes of the sweep have lengths {shape}, expected one that is a multiple of the "
+            f"mesh's {devices} devices for {RUNS!r}"
+        )
+    plan = plan._replace(mesh=mesh, split_axis=fitting[0])
+    leaves, structure = jax.tree.flatten(call)
+
+    def put(x: Any, is_compact: bool) -> jax.Array:
+        spec = runs_spec(plan, is_compact and x.shape[plan.split_axis] > 1)
+        if not is_compact and not isinstance(x, jax.core.Tracer):
+            is_placed = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+            spec = x.sharding.spec if is_placed else spec  # the rows of `MeshRows` stay in place
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    call = jax.tree.unflatten(structure, map(put, leaves, plan.is_compact))
+    axes = tuple(
+        jax.device_put(
+            axis, NamedSharding(mesh, PartitionSpec(RUNS) if i == fitting[0] else PartitionSpec())
+        )
+        for i, axis in enumerate(axes)
+    )
+    return plan, call, axes
+
+
+def _checked_mesh(mesh: Mesh, args: Any) -> Mesh:
+    """A mesh that runs can be split over, and that has the devices of the arguments' rows."""
     if RUNS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {RUNS!r}")
-    mesh, devices = auto(mesh), mesh.shape[RUNS]
+    mesh = auto(mesh)
     if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
         raise ValueError(
-            "sweep's mesh has devices of other processes, expected this one's alone: give each "
-            "process its part of the points, and a mesh of its jax.local_devices()"
+            "sweep's mesh has devices of other processes, expected only those of this one: give "
+            "each process its part of the points, and a mesh of its jax.local_devices()"
         )
     for other, axis in find_meshes(args):
         if other != mesh:
@@ -142,66 +180,50 @@ def _on_mesh(
                 f"the rows lie on a mesh of {dict(other.shape)}, but the sweep's is of "
                 f"{dict(mesh.shape)}, expected one mesh with the axes {RUNS!r} and {axis!r}"
             )
-    fitting = [i for i in plan.order if shape[i] % devices == 0]
-    if not fitting:
-        raise ValueError(
-            f"the axes of the sweep have lengths {shape}, expected one that is a multiple of the "
-            f"mesh's {devices} devices for {RUNS!r}"
-        )
-    plan = plan._replace(mesh=mesh, spread=fitting[0])
-    leaves, structure = jax.tree.flatten(call)
-
-    def put(x: Any, is_own: bool) -> jax.Array:
-        spec = of_runs(plan, is_own and x.shape[plan.spread] > 1)
-        if not is_own and not isinstance(x, jax.core.Tracer):
-            here = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
-            spec = x.sharding.spec if here else spec  # rows of `MeshRows` stay where they are
-        return jax.device_put(x, NamedSharding(mesh, spec))
-
-    call = jax.tree.unflatten(structure, map(put, leaves, plan.own))
-    its = [PartitionSpec(RUNS) if i == plan.spread else PartitionSpec() for i in range(len(axes))]
-    axes = tuple(
-        jax.device_put(axis, NamedSharding(mesh, spec))
-        for axis, spec in zip(axes, its, strict=True)
-    )
-    return plan, call, axes
+    return mesh
 
 
 def _block(
     call: PyTree, axes: Any, plan: Plan, shape: tuple[int, ...], chunk: int | None, progress: bool
 ) -> tuple[int, ...]:
-    """How many points of each axis to take at a time."""
-    runs, devices = math.prod(shape), 1 if plan.mesh is None else plan.mesh.shape[RUNS]
+    """The number of values of each axis that are computed at a time."""
+    devices = 1 if plan.mesh is None else plan.mesh.shape[RUNS]
     if chunk is None:
-        program = all_lanes.trace(call, axes, plan=plan).jaxpr.jaxpr
-        need, half = memory.peak(program), memory.available(_device(call)) / 2
-        chunk = runs
-        if need > half:
-            results = memory.size(v.aval for v in program.outvars)
-            chunk = max(1, int(runs * max(half - results, 0) / need))
-            if progress:
-                print(
-                    f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB of a device, more "
-                    f"than half of its {2 * half / 1e9:.3g} GB (their results alone "
-                    f"{results / 1e9:.3g} GB): at most {chunk:,} at a time",
-                    file=sys.stderr,
-                )
-        chunk = max(chunk, devices)
-    chunk = validation.integer(
-        chunk, f"chunk on {devices} devices" if devices > 1 else "chunk", devices
-    )
+        chunk = max(_runs_that_fit(call, axes, plan, math.prod(shape), progress), devices)
+    name = f"chunk on {devices} devices" if devices > 1 else "chunk"
+    chunk = validation.integer(chunk, name, devices)
     block = list(shape)
     for i in plan.order:
         if math.prod(block) > chunk:
-            unit = devices if i == plan.spread else 1  # which each device takes as many of
+            # Split the axis into as few parts as possible, of equal size up to one unit: one value
+            # of the axis, or one for each device.
+            unit = devices if i == plan.split_axis else 1
             units, most = shape[i] // unit, chunk * shape[i] // math.prod(block) // unit
             parts = -(-units // max(most, 1))
             block[i] = unit * -(-units // parts)
     return tuple(block)
 
 
+def _runs_that_fit(call: PyTree, axes: Any, plan: Plan, runs: int, progress: bool) -> int:
+    """How many of the runs can be computed at once in half of the device's memory."""
+    program = run_all.trace(call, axes, plan=plan).jaxpr.jaxpr
+    need, half = memory.peak_bytes(program), memory.available_bytes(_device(call)) / 2
+    if need <= half:
+        return runs
+    results = memory.array_bytes(v.aval for v in program.outvars)
+    fitting = max(1, int(runs * max(half - results, 0) / need))
+    if progress:
+        print(
+            f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB of memory, more than half "
+            f"of its {2 * half / 1e9:.3g} GB (the results alone take {results / 1e9:.3g} GB); "
+            f"computing at most {fitting:,} at a time",
+            file=sys.stderr,
+        )
+    return fitting
+
+
 def _device(tree: PyTree) -> Any:
-    """The device that arrays were placed on by hand, or the one that JAX takes."""
+    """The device that the arrays were placed on explicitly, or JAX's default device."""
     for x in jax.tree.leaves(tree):
         if not isinstance(x, jax.core.Tracer) and x.committed:
             return min(x.sharding.addressable_devices, key=lambda device: device.id)

@@ -1,11 +1,12 @@
-"""Many runs as one traced program: a vmap for each axis, nested.
+"""Many runs as one traced program: one vmap for each axis of a sweep, nested.
 
-Lanes are the results of all runs: each array has one leading axis for each axis of the sweep, of
-its length where the array depends on it, else of length 1. So what an axis does not touch is
-neither computed nor kept again, and goes into another program as it came out of this one.
+The results are *compact*: each array has one leading axis for each axis of the sweep, of that
+axis's length where the array depends on it, and of length 1 where it does not. What an axis does
+not affect (the sampler's state under different learning rates, and so the rows of a minibatch) is
+computed and stored once, and is passed on to another sweep that way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,167 +19,196 @@ from jaxtyping import PyTree
 
 from jaxsgd.core.trees import by_words, words_of
 
-RUNS = "runs"  # the axis of a mesh over which runs are spread
+RUNS = "runs"  # the mesh axis that runs are split over
 
 
 class Plan(NamedTuple):
-    """What is static of a sweep."""
+    """The static description of a sweep's program.
 
-    own: tuple[bool, ...]  # which leaves of a call are lanes: each run has its part
+    A call is `(fn, args)`. Axes are numbered in the order of the sweep.
+    """
+
+    is_compact: tuple[bool, ...]  # which leaves of the call are compact results of another sweep
     order: tuple[int, ...]  # the axes, the outermost vmap first
     mesh: Any = None
-    spread: int = 0  # the axis whose runs are spread over the mesh
+    split_axis: int = 0  # the axis whose runs are split over the mesh
 
 
 @partial(jax.jit, static_argnames="plan")
-def all_lanes(call: Any, axes: Any, *, plan: Plan) -> PyTree:
-    """The lanes of all points of the axes; a `call` is a function and its other arguments."""
-    return _lanes(call, axes, plan)
+def run_all(call: Any, axes: Any, *, plan: Plan) -> PyTree:
+    """The compact results of all runs. `axes` holds, for each axis, its values by name."""
+    return _run(call, axes, plan)
 
 
 @partial(jax.jit, static_argnames="plan")
-def room(call: Any, axes: Any, *, plan: Plan) -> PyTree:
-    """Zeros in the place of all lanes."""
-    shapes = jax.eval_shape(partial(_lanes, plan=plan), call, axes)
-    return _settled(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
+def allocate(call: Any, axes: Any, *, plan: Plan) -> PyTree:
+    """Zeros of the shapes of `run_all`'s results, for `run_block` to write to."""
+    shapes = jax.eval_shape(partial(_run, plan=plan), call, axes)
+    return _constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
 
 
 @partial(jax.jit, static_argnames=("plan", "block"), donate_argnums=0)
-def fill(
-    lanes: PyTree, start: jax.Array, call: Any, axes: Any, *, plan: Plan, block: tuple[int, ...]
+def run_block(
+    results: PyTree, start: jax.Array, call: Any, axes: Any, *, plan: Plan, block: tuple[int, ...]
 ) -> PyTree:
-    """The lanes, those of `block[i]` points from `start[i]` on of each axis computed."""
+    """Compact results, with those of the runs from `start[i]` to `start[i] + block[i]` computed.
 
-    def cut(x: jax.Array, i: int) -> jax.Array:
-        return lax.dynamic_slice_in_dim(x, start[i], block[i], i) if x.shape[i] > 1 else x
+    All blocks have the same shape, so that one program computes them all.
+    """
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
         at = [start[i] if old.shape[i] > 1 else 0 for i in range(len(block))]
         return lax.dynamic_update_slice(old, new, (*at, *[0] * (old.ndim - len(block))))
 
     leaves, structure = jax.tree.flatten(call)
-    for i in range(len(block)):
-        leaves = [cut(x, i) if own else x for x, own in zip(leaves, plan.own, strict=True)]
-    along = lambda x, i: lax.dynamic_slice_in_dim(x, start[i], block[i])  # noqa: E731
-    axes = tuple(jax.tree.map(partial(along, i=i), axis) for i, axis in enumerate(axes))
-    new = _lanes(jax.tree.unflatten(structure, leaves), axes, plan)
-    return _settled(jax.tree.map(partial(by_words, put), lanes, new), plan)
+    for i, size in enumerate(block):
+        leaves = [
+            lax.dynamic_slice_in_dim(x, start[i], size, i) if is_compact and x.shape[i] > 1 else x
+            for x, is_compact in zip(leaves, plan.is_compact, strict=True)
+        ]
+    axes = tuple(
+        jax.tree.map(partial(lax.dynamic_slice_in_dim, start_index=start[i], slice_size=size), axis)
+        for i, (axis, size) in enumerate(zip(axes, block, strict=True))
+    )
+    new = _run(jax.tree.unflatten(structure, leaves), axes, plan)
+    return _constrain(jax.tree.map(partial(by_words, write), results, new), plan)
 
 
-def _settled(lanes: PyTree, plan: Plan) -> PyTree:
-    """Lanes in their places on the mesh, the same before a chunk and after it."""
+def runs_spec(plan: Plan, is_split: bool) -> PartitionSpec:
+    """The placement of compact results on the mesh, by whether they depend on the split axis."""
+    return PartitionSpec(*[None] * plan.split_axis, RUNS) if is_split else PartitionSpec()
+
+
+def _constrain(results: PyTree, plan: Plan) -> PyTree:
+    """Results that stay in the same place on the mesh, whichever blocks have been computed."""
     if plan.mesh is None:
-        return lanes
-
-    def settle(x: jax.Array) -> jax.Array:
-        place = NamedSharding(plan.mesh, of_runs(plan, x.shape[plan.spread] > 1))
-        return lax.with_sharding_constraint(x, place)
-
-    return jax.tree.map(settle, lanes)
-
-
-def _lanes(call: Any, axes: Any, plan: Plan) -> PyTree:
-    leaves, structure = jax.tree.flatten(call)
-    ranks = range(len(axes))
-    marks = [jnp.zeros(jax.tree.leaves(axis)[0].shape[0]) for axis in axes]
-    mapped = [
-        [own and x.shape[i] > 1 for x, own in zip(leaves, plan.own, strict=True)] for i in ranks
-    ]
-    its = [[0 if j == i else None for j in ranks] for i in ranks]
-    ins = [([0 if m else None for m in mapped[i]], its[i], its[i]) for i in ranks]
-    form: list[Any] = []
-
-    def one(leaves: Any, axes: Any, marks: Any) -> list[jax.Array]:
-        fn, args = jax.tree.unflatten(structure, leaves)
-        point = {name: value for axis in axes for name, value in axis.items()}
-        results, told = jax.tree.flatten(fn(*args, **point))
-        if not results:
-            raise TypeError(f"{fn!r} returned no array, expected some, such as a loss")
-        form[:] = [told]
-        return [jnp.asarray(x) for x in results]
-
-    def all_of(one: Callable[..., Any], outs: Any) -> Callable[..., Any]:
-        """A vmap for each axis around one run."""
-        for i in reversed(plan.order):
-            one = jax.vmap(one, ins[i], outs[i])
-
-        def lanes(leaves: Any, axes: Any, marks: Any) -> Any:
-            at = [[i for i in plan.order if mapped[i][k]] for k in range(len(leaves))]
-            own = [
-                _inward(x, places, len(axes)) if is_own else x
-                for x, places, is_own in zip(leaves, at, plan.own, strict=True)
-            ]
-            return one(own, axes, marks)
-
-        return lanes
-
-    def on_mesh(lanes: Callable[..., Any], outs: Any) -> Callable[..., Any]:
-        """Each device computes its own runs: nothing is exchanged for their sake."""
-        if plan.mesh is None:
-            return lanes
-        own = [of_runs(plan, is_mapped) for is_mapped in mapped[plan.spread]]
-        its = [PartitionSpec(RUNS) if i == plan.spread else PartitionSpec() for i in ranks]
-        return jax.shard_map(
-            lanes,
-            mesh=plan.mesh,
-            in_specs=(own, its, its),
-            out_specs=outs,
-            axis_names={RUNS},  # rows may be spread over another
-            check_vma=False,
-        )
-
-    arguments = leaves, list(axes), marks
-    some = of_runs(plan, True)
-    touched = _touched(one, lambda one: on_mesh(all_of(one, [0] * len(axes)), some), arguments)
-    outs = [[0 if is_touched else None for is_touched in touched[i]] for i in ranks]
-    at = [[i for i in plan.order if touched[i][k]] for k in range(len(touched[0]))]
-
-    def lanes(*arguments: Any) -> list[jax.Array]:
-        results = all_of(one, outs)(*arguments)
-        return [_outward(x, places, len(axes)) for x, places in zip(results, at, strict=True)]
-
-    spread = [of_runs(plan, plan.spread in places) for places in at]
-    return jax.tree.unflatten(form[0], on_mesh(lanes, spread)(*arguments))
-
-
-def of_runs(plan: Plan, is_touched: bool) -> PartitionSpec:
-    """How lanes lie on a mesh, which the axis that is spread touches or not."""
-    return PartitionSpec(*[None] * plan.spread, RUNS) if is_touched else PartitionSpec()
-
-
-def _touched(
-    one: Callable[..., Any], all_of: Callable[..., Any], arguments: tuple[Any, ...]
-) -> list[list[bool]]:
-    """For each axis, which results of a run depend on it: by a trace, nothing is computed.
-
-    Each axis maps a mark of its own, by which a vmap is told from the others.
-    """
-    found: dict[int, list[bool]] = {}
-
-    @custom_vmap
-    def look(marks: Any, results: Any) -> Any:
         return results
 
-    @look.def_vmap
-    def _(size: int, batched: Any, marks: Any, results: Any) -> Any:
-        found[batched[0].index(True)] = batched[1]
-        return look(marks, results), batched[1]
+    def constrain(x: jax.Array) -> jax.Array:
+        place = NamedSharding(plan.mesh, runs_spec(plan, x.shape[plan.split_axis] > 1))
+        return lax.with_sharding_constraint(x, place)
 
-    def looked_at(leaves: Any, axes: Any, marks: Any) -> Any:
-        return look(marks, words_of(one(leaves, axes, marks)))
-
-    jax.eval_shape(all_of(looked_at), *arguments)
-    return [found[i] for i in range(len(found))]
+    return jax.tree.map(constrain, results)
 
 
-def _inward(x: jax.Array, places: list[int], count: int) -> jax.Array:
-    """Lanes with the axes that map them in front, in the order of the vmaps, and no others."""
-    others = [i for i in range(count) if i not in places]
-    x = jnp.transpose(x, (*places, *others, *range(count, x.ndim)))
-    return jnp.squeeze(x, tuple(range(len(places), count)))
+def _run(call: Any, axes: Any, plan: Plan) -> PyTree:
+    """The compact results of all runs: two traces of `fn`, of which the first computes nothing."""
+    leaves, structure = jax.tree.flatten(call)
+    one_run, axes, count = partial(_one_run, structure), list(axes), len(axes)
+    mapped = [
+        [i for i in plan.order if is_compact and x.shape[i] > 1]
+        for x, is_compact in zip(leaves, plan.is_compact, strict=True)
+    ]
+    leaves = [
+        _vmap_order(x, at, count) if is_compact else x
+        for x, at, is_compact in zip(leaves, mapped, plan.is_compact, strict=True)
+    ]
+    depends, result_structure = _dependence(one_run, mapped, plan.order, leaves, axes)
+    program: Callable[..., Any] = lambda *args: jax.tree.leaves(one_run(*args))  # noqa: E731
+    for i in reversed(plan.order):
+        out_axes = [0 if i in at else None for at in depends]
+        program = jax.vmap(program, _in_axes(i, mapped, count), out_axes)
+    if plan.mesh is not None:
+        program = _split_over_mesh(program, mapped, depends, plan, count)
+    results = [
+        _sweep_order(x, at, count) for x, at in zip(program(leaves, axes), depends, strict=True)
+    ]
+    return jax.tree.unflatten(result_structure, results)
 
 
-def _outward(x: jax.Array, places: list[int], count: int) -> jax.Array:
-    """The reverse: the axes in their own order, those that did not touch it of length 1."""
-    x = jnp.transpose(x, (*map(places.index, sorted(places)), *range(len(places), x.ndim)))
-    return jnp.expand_dims(x, tuple(i for i in range(count) if i not in places))
+def _one_run(structure: Any, leaves: list[Any], axes: list[dict[str, PyTree]]) -> PyTree:
+    """`fn(*args, **point)`, from the leaves of the call and one value on each axis."""
+    fn, args = jax.tree.unflatten(structure, leaves)
+    results = fn(*args, **{name: value for axis in axes for name, value in axis.items()})
+    if not jax.tree.leaves(results):
+        raise TypeError(f"{fn!r} returned no array, expected at least one, such as a loss")
+    return jax.tree.map(jnp.asarray, results)
+
+
+def _in_axes(i: int, mapped: list[list[int]], count: int) -> tuple[list[Any], list[Any]]:
+    """The `in_axes` of axis i's vmap: the leaves that it maps, and its values."""
+    return [0 if i in at else None for at in mapped], [0 if j == i else None for j in range(count)]
+
+
+def _dependence(
+    one_run: Callable[..., PyTree],
+    mapped: list[list[int]],
+    order: tuple[int, ...],
+    leaves: list[Any],
+    axes: list[Any],
+) -> tuple[list[list[int]], Any]:
+    """The axes that each result of a run depends on, outermost first, and the results' structure.
+
+    vmap finds which results depend on its axis, but does not return it: the caller must know before
+    where to write `out_axes=None`. So the runs are traced once before, and a `custom_vmap` inside
+    each vmap notes what that vmap has mapped. (A walk over the jaxpr would have to repeat vmap's
+    rules for every loop and branch. Where it found more dependence than vmap, minibatches would no
+    longer be shared; where it found less, vmap would raise.)
+    """
+    is_mapped: dict[int, list[bool]] = {}  # by axis, for each result
+
+    def observed(run: Callable[..., PyTree], i: int) -> Callable[..., PyTree]:
+        @custom_vmap
+        def observe(value: Any, results: list[Any]) -> Any:
+            return value
+
+        @observe.def_vmap
+        def _(size: int, batched: Any, value: Any, results: list[Any]) -> Any:
+            is_mapped[i] = batched[1]
+            return value, batched[0]
+
+        def run_and_observe(leaves: list[Any], axes: list[Any]) -> PyTree:
+            results = run(leaves, axes)
+            # The axis's own value goes along: the vmap of axis i maps it even where it maps no
+            # result, and so calls the rule, which would otherwise be left to a vmap outside of it.
+            observe(*words_of((jax.tree.leaves(axes[i])[0], jax.tree.leaves(results))))
+            return results
+
+        return run_and_observe
+
+    run = one_run
+    for i in reversed(order):
+        run = jax.vmap(observed(run, i), _in_axes(i, mapped, len(axes)))
+    shapes, structure = jax.tree.flatten(jax.eval_shape(run, leaves, axes))
+    return [[i for i in order if is_mapped[i][k]] for k in range(len(shapes))], structure
+
+
+def _split_over_mesh(
+    program: Callable[..., Any],
+    mapped: list[list[int]],
+    depends: list[list[int]],
+    plan: Plan,
+    count: int,
+) -> Callable[..., Any]:
+    """The program on a mesh: each device computes its own runs, which exchange nothing."""
+
+    def spec(at: list[int]) -> PartitionSpec:
+        is_split = plan.split_axis in at
+        return (
+            PartitionSpec(*[None] * at.index(plan.split_axis), RUNS)
+            if is_split
+            else PartitionSpec()
+        )
+
+    return jax.shard_map(
+        program,
+        mesh=plan.mesh,
+        in_specs=([spec(at) for at in mapped], [spec([i]) for i in range(count)]),
+        out_specs=[spec(at) for at in depends],
+        # Only the runs: rows may be split over another axis of the mesh, by a shard_map inside.
+        axis_names={RUNS},
+        check_vma=False,
+    )
+
+
+def _vmap_order(x: jax.Array, mapped: Sequence[int], count: int) -> jax.Array:
+    """A compact array with the axes that vmaps map in front, outermost first, and no others."""
+    others = [i for i in range(count) if i not in mapped]
+    x = jnp.transpose(x, (*mapped, *others, *range(count, x.ndim)))
+    return jnp.squeeze(x, tuple(range(len(mapped), count)))
+
+
+def _sweep_order(x: jax.Array, mapped: Sequence[int], count: int) -> jax.Array:
+    """The reverse: the axes in the sweep's order, the others of length 1."""
+    x = jnp.transpose(x, (*map(mapped.index, sorted(mapped)), *range(len(mapped), x.ndim)))
+    return jnp.expand_dims(x, tuple(i for i in range(count) if i not in mapped))

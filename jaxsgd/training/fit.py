@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import contracts
-from jaxsgd.checkpoints.orbax import own_folder
+from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
@@ -70,6 +70,7 @@ def fit(
     log: Callable[[dict[str, float]], Any] | None = None,
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    checkpoint_tag: str | None = None,
     progress: bool = True,
 ) -> Result:
     """Train for a number of epochs, with one compiled program for any number of steps.
@@ -109,9 +110,12 @@ def fit(
       restore_best: return the parameters of the epoch with the best monitored value.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
-        A checkpoint of other parts, numbers, functions, key or shapes is refused; the values of the
-        data and of the initial parameters are not compared.
+        A checkpoint of other parts, numbers, functions, key or shapes is refused. Functions are
+        compared by module and qualified name, not by code; the values of the data and of the
+        initial parameters are not compared.
       checkpoint_every: steps between checkpoints, also within an epoch; by default one epoch.
+      checkpoint_tag: a string that is saved in each checkpoint. A checkpoint with another tag is
+        refused: change the tag when you change the code of a function.
       progress: show a progress bar with the loss and the rows per second (needs tqdm).
 
     Returns:
@@ -138,9 +142,10 @@ def fit(
     {'bias': 1.0, 'weight': [3.0]}
     """
     _check_pairs(
-        learning_rate, rule, batch_size, sampler, checkpoint_every, checkpoint,
+        learning_rate, rule, batch_size, sampler, checkpoint_every, checkpoint_tag, checkpoint,
         validation_sample_weight, validation,
     )  # fmt: skip
+    check_tag(checkpoint_tag, "checkpoint_tag")
     epochs = check.integer(epochs, "epochs", 0)
     solver = Solver(
         loss_or_gradient,  # type: ignore[arg-type]  # the field converts it
@@ -166,8 +171,9 @@ def fit(
         mode=mode,
         restore_best=restore_best,
         log=log,
-        checkpoint=None if checkpoint is None else own_folder(checkpoint),
+        checkpoint=None if checkpoint is None else checked_folder(checkpoint),
         checkpoint_every=check.integer(every, "checkpoint_every", 1),
+        checkpoint_tag=checkpoint_tag,
         key=check.key(key),
     )
     return _train(trainer, trainer.begin(state), epochs, progress)
@@ -179,6 +185,7 @@ def _check_pairs(
     batch_size: int,
     sampler: Any,
     checkpoint_every: Any,
+    checkpoint_tag: Any,
     checkpoint: Any,
     validation_sample_weight: Any,
     validation: Any,
@@ -193,6 +200,7 @@ def _check_pairs(
         )
     for name, value, other, needed in [
         ("checkpoint_every", checkpoint_every, "checkpoint", checkpoint),
+        ("checkpoint_tag", checkpoint_tag, "checkpoint", checkpoint),
         ("validation_sample_weight", validation_sample_weight, "validation", validation),
     ]:
         if value is not None and needed is None:

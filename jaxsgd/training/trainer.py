@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd.checkpoints.fingerprint import Outline, outline
+from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
 from jaxsgd.checkpoints.orbax import checkpoints, restore, save
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
@@ -66,6 +66,7 @@ class Trainer:
     log: Any
     checkpoint: Path | None
     checkpoint_every: int  # steps between checkpoints
+    checkpoint_tag: str | None
     key: jax.Array
 
     def begin(self, state: State) -> FitState:
@@ -86,11 +87,11 @@ class Trainer:
         )
         if self.checkpoint is None:
             return fit
-        of = self.outline  # before the first trace, for some functions change what they closed over
+        of = self.fingerprint  # an error in it is raised now, not a warning at a checkpoint
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         if not checkpoints(self.checkpoint):
             return fit
-        fit = restore(self.checkpoint, fit, of=of)
+        fit = restore(self.checkpoint, fit, of=of, tag=self.checkpoint_tag)
         if fit.reason == Reason.INTERRUPTED:
             fit = fit._replace(reason=int(Reason.EPOCHS))
         return fit
@@ -191,7 +192,7 @@ class Trainer:
         if self.checkpoint is None:
             return
         try:
-            save(self.checkpoint, fit, of=self.outline)
+            save(self.checkpoint, fit, of=self.fingerprint, tag=self.checkpoint_tag)
         except Exception as error:  # a full disk, whatever the libraries make of it
             where = f"the checkpoint of step {fit.step} in {self.checkpoint}"
             warnings.warn(f"{where} was not written: {error}", stacklevel=2)
@@ -204,16 +205,24 @@ class Trainer:
         )
 
     @cached_property
-    def outline(self) -> Outline:
-        """What a checkpoint belongs to: all that has a part in the numbers, but for the epochs."""
-        told = Outline()
-        told |= outline(self.solver, "solver") | outline(_shapes(self.data), "data")
-        told |= outline(self.key, "key") | outline(_shapes(self.metrics.rows), "validation")
-        told |= outline(self.metrics.sample_weight, "validation_sample_weight") | outline(
-            self.stop, "stop"
-        )
-        told |= outline(self.metrics.functions, "metrics") | outline(self.monitor, "monitor")
-        return told
+    def fingerprint(self) -> Fingerprint:
+        """What a checkpoint belongs to: all arguments that the numbers depend on, but `epochs`."""
+        parts = {
+            "solver": self.solver,
+            "data": _shapes(self.data),
+            "key": self.key,
+            "validation": _shapes(self.metrics.rows),
+            "validation_sample_weight": self.metrics.sample_weight,
+            "stop": self.stop,
+            "metrics": self.metrics.functions,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "restore_best": self.restore_best,
+        }
+        result = Fingerprint()
+        for name, part in parts.items():
+            result |= fingerprint(part, name)
+        return result
 
     def copied(self, state: State) -> PyTree:
         """The parameters to use and the model state, in buffers that no later step is given."""

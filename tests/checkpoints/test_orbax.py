@@ -1,6 +1,5 @@
-"""Checkpoints: killed at any moment, a run goes on as if it had never been."""
+"""Checkpoints: a run that is killed at any moment continues as if it had not been killed."""
 
-import functools
 import os
 import random
 import resource
@@ -14,13 +13,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
 
 import jaxsgd
 from jaxsgd.checkpoints import orbax
-from jaxsgd.checkpoints.fingerprint import PYTHON, difference, outline
 from tests import table
 from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
 from tests.table import key_data
@@ -29,14 +25,14 @@ EPOCHS = 30
 
 
 def kept(folder):
-    """All arrays of the newest checkpoint, but for the seconds: they differ from run to run."""
+    """All arrays of the newest checkpoint but the seconds, which differ between runs."""
     arrays, _ = orbax._read(orbax._orbax(), orbax.checkpoints(folder)[-1])
     return {name: array for name, array in arrays.items() if "seconds" not in name}
 
 
 def same(one, other):
     chex.assert_trees_all_equal(key_data(one.state), key_data(other.state))
-    chex.assert_trees_all_equal((one.params, one.last), (other.params, other.last))
+    chex.assert_trees_all_equal((one.params, one.model_state), (other.params, other.model_state))
     assert one.reason == other.reason
     for name in set(one.history) - {"seconds"}:
         np.testing.assert_array_equal(one.history[name], other.history[name])
@@ -95,7 +91,7 @@ def test_a_failed_fit_goes_on_from_where_it_failed(tmp_path, every):
         fit(tmp_path, checkpoint_every=every, log=crash_at(2))
     assert len(caught.value.result.history["epoch"]) == 1
     assert int(caught.value.result.state.step) == 10
-    assert "fit stood at step 10" in caught.value.__notes__[0]
+    assert "fit failed after step 10" in caught.value.__notes__[0]
     with pytest.raises(Crash):
         fit(tmp_path, checkpoint_every=every, log=crash_at(4))
     same(fit(tmp_path, checkpoint_every=every), whole)
@@ -136,10 +132,10 @@ def test_a_folder_is_one_place_whatever_the_working_directory(tmp_path, monkeypa
     (tmp_path / "elsewhere").mkdir()
     fit("run", epochs=3, log=lambda record: os.chdir(tmp_path / "elsewhere"))
     assert not list((tmp_path / "elsewhere").iterdir())
-    with pytest.raises(ValueError, match="is a URL"):
+    with pytest.raises(ValueError, match="expected a local path, got the URL gs://bucket/run"):
         fit("gs://bucket/run")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="is a file|Not a directory"):
+    with pytest.raises(OSError, match="got a file|Not a directory"):
         fit(tmp_path / "file" / "run")  # before anything is trained
 
 
@@ -161,108 +157,31 @@ def other_loss(params, row):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"loss": other_loss}, r"solver.gradient.loss.fn is Function\(fn=tests.table.loss code.*give another run another folder"),
-        ({"loss": lambda p, r: table.loss(p, r)}, r"but Function\(fn=tests.test_checkpoints.<lambda>"),
-        ({"rule": "adam schedule"}, r"solver.rule is Momentum\(\), but Adam\(\)"),
-        ({"rate": 0.1}, r"rule.learning_rate.initial is float32\[\] 0.05, but float32\[\] 0.1 was given"),
-        ({"batch_size": 4}, r"solver.sampler is Shuffled\(batch_size=8.*but Shuffled\(batch_size=4"),
-        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty is None, but L2"),
-        ({"key": jax.random.key(1)}, r"its key is key<fry>\[\] "),
-        ({"stop": jaxsgd.EarlyStopping(6)}, "stop.patience"),
-        ({"metrics": {"error": table.residual}}, "metrics.error is not there"),
-        ({"sample_weight": np.arange(40.0)}, r"solver.sample_weight is None, but float32\[40\]"),
-        ({"validation": table.problem(n=20)[1]}, r"validation.0 is float32\[40, 3\], but float32\[20, 3\]"),
+        ({"loss": other_loss}, r"solver.gradient.loss.fn: expected Function\(fn=tests.table.loss\), got Function\(fn=tests.checkpoints.test_orbax.other_loss\). Use another folder for another run"),
+        ({"loss": lambda p, r: table.loss(p, r)}, r"got Function\(fn=tests.checkpoints.test_orbax.<lambda>\)"),
+        ({"rule": "adam schedule"}, r"solver.rule: expected Momentum\(\), got Adam\(\)"),
+        ({"rate": 0.1}, r"solver.rule.learning_rate.initial: expected float32\[\] 0.05, got float32\[\] 0.1\."),
+        ({"batch_size": 4}, r"solver.sampler: expected Shuffled\(batch_size=8.*, got Shuffled\(batch_size=4"),
+        ({"penalty": jaxsgd.L2(0.1)}, "solver.penalty: expected None, got L2"),
+        ({"key": jax.random.key(1)}, r"run: key: expected key<fry>\[\] with checksum \w{8}, got key<fry>\[\] with checksum"),
+        ({"stop": jaxsgd.EarlyStopping(6)}, r"stop.patience: expected int32\[\] 5, got int32\[\] 6"),
+        ({"metrics": {"error": table.residual}}, r"metrics\['error'\]: expected nothing, got .*tests.table.residual"),
+        ({"monitor": "loss", "restore_best": False}, "monitor: expected 'validation_loss', got 'loss'"),
+        ({"mode": "max"}, "mode: expected 'min', got 'max'"),
+        ({"restore_best": False}, "restore_best: expected True, got False"),
+        ({"sample_weight": np.arange(40.0)}, r"solver.sample_weight: expected None, got float32\[40\]"),
+        ({"validation": table.problem(n=20)[1]}, r"validation\[0\]: expected float32\[40, 3\], got float32\[20, 3\]"),
+        ({"checkpoint_tag": "v2"}, "tag: expected None, got 'v2'"),
     ],
 )  # fmt: skip
-def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, change, told):
+def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, change, message):
     folder = tmp_path_factory.getbasetemp() / "one run"
     if not folder.exists():
         fit(folder, epochs=1, checkpoint_every=5)
-    with pytest.raises(ValueError, match=r"jaxsgd_000001 holds another run: .*" + told):
+    with pytest.raises(ValueError, match=r"jaxsgd_000001 was saved by another .*" + message):
         fit(folder, epochs=1, **change)
-
-
-def scaled(fn, scale):
-    """A wrapper that looks like what it wraps."""
-
-    @functools.wraps(fn)
-    def wrapper(*args):
-        return scale * fn(*args)
-
-    return wrapper
-
-
-class Callable:
-    def __init__(self, scale):
-        self.scale = scale
-
-    def __call__(self, params, row):
-        return self.scale * table.loss(params, row)
-
-
-def recursive(scale):
-    def loss(params, row, again=True):
-        return loss(params, row, False) if again else scale * table.loss(params, row)
-
-    return loss
-
-
-def entangled(scale):
-    """Functions that all close over each other: many paths, none with an end."""
-    functions = []
-    for i in range(40):
-        functions.append(lambda params, row, i=i: scale * functions[i - 1](params, row))
-    return functions[0]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda scale: lambda params, row: scale * table.loss(params, row),
-        lambda scale: scaled(table.loss, scale),
-        lambda scale: jax.jit(scaled(table.loss, scale)),
-        lambda scale: jax.grad(scaled(table.loss, scale)),
-        lambda scale: Callable(scale),
-        lambda scale: Callable(scale).__call__,
-        lambda scale: recursive(np.full(3, scale)),
-        entangled,
-        lambda scale: optax.chain(optax.clip(1.0), optax.adam(scale)),
-        lambda scale: optax.chain(optax.clip(scale), optax.adamw(1.0, weight_decay=0.1)),
-        lambda scale: optax.adam(optax.cosine_decay_schedule(0.1, int(100 * scale))),
-        lambda scale: "x" * 300 + str(scale),
-        lambda scale: nnx.split(nnx.Linear(int(2 * scale), 3, rngs=nnx.Rngs(0)))[0],
-    ],
-)
-def test_what_a_function_holds_tells_it_apart(make):
-    told = [outline({"of": make(scale)}) for scale in (1.0, 1.0, 2.0)]
-    assert difference(told[0], told[1], PYTHON) is None
-    assert difference(told[0], told[2], PYTHON) is not None
-
-
-def test_what_is_no_other_run_is_none():
-    def loss(params, row):
-        """Documented."""
-        return table.loss(params, row)
-
-    documented = outline(loss)
-
-    def loss(params, row):
-        """Documented better."""
-        return table.loss(params, row)
-
-    assert difference(documented, outline(loss), PYTHON) is None
-    assert difference(outline(loss), outline(jax.jit(loss)), PYTHON) is None
-    schedule = optax.cosine_decay_schedule(0.1, 100)
-    before = outline(schedule)
-    schedule(3)  # it makes a float of its number of steps
-    assert difference(before, outline(schedule), PYTHON) is None
-    other = {name: text.replace("code ", "code 0") for name, text in before.items()}
-    assert difference(before, other, PYTHON) is not None
-    told = {"of": "f code 0123456789abcdef"}, {"of": "f code fedcba9876543210"}
-    assert difference(*told, PYTHON) is not None
-    assert difference(*told, "3.99") is None  # its bytecode says nothing here
 
 
 def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
@@ -288,13 +207,20 @@ def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
     assert again["best"] == 0.25
     solver = table.all_solvers()["keyed"][0]
     jaxsgd.run(solver, again["states"]["keyed"], table.problem()[1], 4)
-    for change, told in [
-        ({"bfloat16": jnp.ones(3)}, r"state.bfloat16 is bfloat16\[3\], but float32\[3\]"),
-        ({"bfloat16": jnp.ones(4, jnp.bfloat16)}, r"is bfloat16\[3\], but bfloat16\[4\]"),
-        ({"history": np.zeros((0, 2))}, r"NumPy float64\[\], but NumPy float64\[2\]"),
-        ({"more": 1.0}, "state.more is not there, but float was given"),
+    for change, message in [
+        (
+            {"bfloat16": jnp.ones(3)},
+            r"state\['bfloat16'\]: expected bfloat16\[3\], got float32\[3\]",
+        ),
+        ({"bfloat16": jnp.ones(4, jnp.bfloat16)}, r"expected bfloat16\[3\], got bfloat16\[4\]"),
+        (
+            {"history": np.zeros((0, 2))},
+            r"expected NumPy float64\[n\], got NumPy float64\[n, 2\]",
+        ),
+        ({"history": np.zeros(())}, r"expected NumPy float64\[n\], got float64\[\]"),
+        ({"more": 1.0}, r"state\['more'\]: expected nothing, got float"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             jaxsgd.restore(tmp_path / "tree", like | change)
     structs = jax.eval_shape(lambda: like["states"]["keyed"])
     jaxsgd.save(tmp_path / "one", states["keyed"])
@@ -302,11 +228,18 @@ def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
     chex.assert_trees_all_equal(key_data(from_structs), key_data(states["keyed"]))
     jaxsgd.save(tmp_path / "two", jnp.zeros(0))
     assert jaxsgd.restore(tmp_path / "two", jnp.zeros(0)).shape == (0,)
-    with pytest.raises(ValueError, match="saved without of="):
+    with pytest.raises(
+        ValueError, match="of: expected None, as it was saved without of=, got a Solver"
+    ):
         jaxsgd.restore(tmp_path / "tree", like, of=solver)
-    with pytest.raises(TypeError, match="is 'text' of type str"):
+    with pytest.raises(
+        TypeError,
+        match=r"state\['name'\]: expected an array, a key or a number, got 'text' of type str",
+    ):
         jaxsgd.save(tmp_path / "no", {"name": "text"})
-    with pytest.raises(TypeError, match="0.name is an array of <U1, expected numbers"):
+    with pytest.raises(
+        TypeError, match=r"state\['name'\]: expected an array of numbers, got one of dtype <U1"
+    ):
         jaxsgd.save(tmp_path / "no", {"name": np.array(["a"])})
 
 
@@ -314,8 +247,8 @@ def values(folder):
     return float(jaxsgd.restore(folder, small(0.0))["params"][0])
 
 
-def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+def test_the_newest_are_kept_and_a_damaged_one_is_skipped(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected at least one checkpoint, got none"):
         jaxsgd.restore(tmp_path, small(0.0))
     for value in range(4):
         jaxsgd.save(tmp_path, small(float(value)), keep=4)
@@ -324,8 +257,9 @@ def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
     assert names == [f"jaxsgd_{i:06d}" for i in range(2, 6)]
     folders = orbax.checkpoints(tmp_path)
 
-    def leaves_out(folder):
-        with pytest.warns(UserWarning, match=f"{folder.name} is not whole and was left out"):
+    def skips(folder):
+        message = f"{folder.name} is incomplete or damaged and was skipped: "
+        with pytest.warns(UserWarning, match=message):
             return values(tmp_path)
 
     biggest = lambda folder: max(folder.glob("arrays/**/d/*"), key=lambda p: p.stat().st_size)  # noqa: E731
@@ -333,21 +267,23 @@ def test_the_newest_are_kept_and_a_torn_one_is_left_out(tmp_path):
     damaged = biggest(folders[-1])
     content = bytearray(damaged.read_bytes())
     damaged.write_bytes(content[: len(content) // 2])
-    assert leaves_out(folders[-1]) == 3
+    assert skips(folders[-1]) == 3
     shutil.rmtree(folders[-1])
     shutil.rmtree(folders[-2] / "arrays")
-    assert leaves_out(folders[-2]) == 2
+    assert skips(folders[-2]) == 2
     shutil.rmtree(folders[-2])
     (folders[-3] / "about" / "metadata").write_text("{")
-    assert leaves_out(folders[-3]) == 1
+    assert skips(folders[-3]) == 1
     shutil.rmtree(folders[-3])
     damaged = biggest(folders[-4])
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     with (
-        pytest.warns(UserWarning, match="is not whole"),
-        pytest.raises(ValueError, match="holds 1 checkpoints, none of them whole"),
+        pytest.warns(UserWarning, match="is incomplete or damaged"),
+        pytest.raises(
+            ValueError, match="expected a complete checkpoint, got 1, all incomplete or damaged"
+        ),
     ):
         values(tmp_path)
 
@@ -357,7 +293,7 @@ def test_a_checksum_finds_what_the_format_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax, "checksum", lambda array: 0)
     with (
         pytest.warns(UserWarning, match="the checksum of 0.params is wrong"),
-        pytest.raises(ValueError, match="none of them whole"),
+        pytest.raises(ValueError, match="all incomplete or damaged"),
     ):
         values(tmp_path)
 
@@ -368,10 +304,12 @@ def test_a_foreign_folder_is_refused(tmp_path):
     assert values(tmp_path) == 0
     (tmp_path / "checkpoint_100").mkdir()  # Flax's
     for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: values(tmp_path)):
-        with pytest.raises(FileExistsError, match="holds 'checkpoint_100', which is no checkpoint"):
+        with pytest.raises(
+            FileExistsError, match="and nothing else, got one that holds 'checkpoint_100'"
+        ):
             act()
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file"):
+    with pytest.raises(FileExistsError, match="expected a folder of checkpoints, got a file"):
         jaxsgd.save(tmp_path / "file", small(0.0))
     assert (tmp_path / "checkpoint_100").exists()
 
@@ -406,12 +344,46 @@ def test_a_state_of_one_device_goes_on_on_two_and_back(tmp_path):
     assert values(tmp_path) == 2
 
 
+def test_a_checkpoint_with_another_tag_is_refused(tmp_path):
+    jaxsgd.save(tmp_path / "own", small(1.0), tag="v1")
+    restored = jaxsgd.restore(tmp_path / "own", small(0.0), tag="v1")
+    chex.assert_trees_all_equal(restored, small(1.0))
+    for tag in ("v2", None):
+        with pytest.raises(ValueError, match=f"another run: tag: expected 'v1', got {tag!r}"):
+            jaxsgd.restore(tmp_path / "own", small(0.0), tag=tag)
+    fit(tmp_path / "fit", epochs=1, checkpoint_every=5, checkpoint_tag="v1")
+    same(fit(tmp_path / "fit", epochs=2, checkpoint_tag="v1"), fit(None, epochs=2))
+    for tag in ("v2", None):
+        with pytest.raises(ValueError, match=f"another run: tag: expected 'v1', got {tag!r}"):
+            fit(tmp_path / "fit", epochs=3, checkpoint_tag=tag)
+
+
+def test_a_tag_that_is_not_a_string_is_refused(tmp_path):
+    for act in (
+        lambda: jaxsgd.save(tmp_path, small(0.0), tag=2),
+        lambda: jaxsgd.restore(tmp_path, small(0.0), tag=2),
+    ):
+        with pytest.raises(TypeError, match="^tag: expected a string, got 2 of type int"):
+            act()
+    with pytest.raises(TypeError, match="checkpoint_tag: expected a string, got 2 of type int"):
+        fit(tmp_path, checkpoint_tag=2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="checkpoint_tag without checkpoint"):
+        fit(None, checkpoint_tag="v1")
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(NotImplementedError, match="checkpoints: expected one process, got 4"):
+        jaxsgd.save(tmp_path, small(0.0))
+
+
 def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: fit(tmp_path)):
         with pytest.raises(ImportError, match=r"pip install 'jaxsgd\[checkpoints\]'"):
             act()
-    with pytest.raises(ValueError, match="every without checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint_every without checkpoint"):
         jaxsgd.fit(
             table.loss,
             *table.problem(),

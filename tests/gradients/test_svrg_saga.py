@@ -559,3 +559,14 @@ def test_rows_without_numbers_and_data_of_another_length_are_refused():
     start = state.init(params, data, key=jax.random.key(0))
     with pytest.raises(ValueError, match="SAGA's state is of 20 rows, but the data have 10"):
         jaxsgd.run(state, start, jax.tree.map(lambda x: x[:10], data), 1)
+
+
+@pytest.mark.parametrize("gradient", [jaxsgd.SAGA, lambda loss: jaxsgd.SVRG(loss, 3)])
+def test_parameters_of_two_float_dtypes_in_x64_mode(gradient):
+    with jax.enable_x64(True):
+        params = {"bias": jnp.zeros((), jnp.float64), "weight": jnp.zeros(table.D, jnp.float32)}
+        data = table.problem()[1]
+        solver = jaxsgd.Solver(gradient(table.loss), jaxsgd.Shuffled(8), jaxsgd.Adam(1e-2))
+        state = solver.init(params, data, key=jax.random.key(0))
+        after, _ = jaxsgd.run(solver, state, data, 4)
+        chex.assert_trees_all_equal_dtypes(after, state)

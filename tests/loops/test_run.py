@@ -124,7 +124,7 @@ def test_shapes_are_not_broadcast():
     _, state, data = simple()
     for rule in (jaxsgd.SGD(jnp.array([0.1])), jaxsgd.Momentum(0.1, jnp.array([0.1, 0.2, 0.3]))):
         fixed = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), rule)
-        with pytest.raises(ValueError, match="stacked numbers wait for a vmap"):
+        with pytest.raises(ValueError, match="expected one number; map over several with jax.vmap"):
             jaxsgd.run(fixed, state._replace(rule=rule.init(state.params)), data, 1)
 
     @jaxsgd.part
@@ -166,3 +166,13 @@ def test_refusals():
     bad = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), penalty)
     with pytest.raises(TypeError, match="penalty"):
         bad.step(state, data)
+
+
+def test_a_users_own_jit_and_vmap_of_a_step_over_plain_arrays():
+    solver, state, data = simple()
+    after, info = jax.jit(solver.step)(state, data)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), (state, data))
+    both, infos = jax.jit(jax.vmap(solver.step, in_axes=(0, 0)))(*stacked)
+    np.testing.assert_allclose(both.params["weight"][1], after.params["weight"], rtol=1e-6)
+    np.testing.assert_allclose(infos.loss[0], info.loss, rtol=1e-6)
+    assert not any(isinstance(x, jaxsgd.Rows) for x in jax.tree.leaves((after, info)))

@@ -20,7 +20,9 @@ def many(source):
     """Words (uint32[2, MANY, COUNT], upper and lower) whose rows are neighbours of some kind."""
     i = np.arange(MANY, dtype=np.uint32)
     if source == "positions":
-        both = jax.jit(random_words, static_argnums=2)(jax.random.key(3), jnp.int32(5), MANY * COUNT)
+        both = jax.jit(random_words, static_argnums=2)(
+            jax.random.key(3), jnp.int32(5), MANY * COUNT
+        )
         return np.stack(both).reshape(2, MANY, COUNT)
     steps, first, second = 0 * i, 0 * i, 0 * i + 3
     if source == "steps":

@@ -40,19 +40,25 @@ def test_several_sizes_at_once_are_permuted_as_each_alone():
         several = networks(sizes)
         several = several._replace(**{n: getattr(several, n)[:, None] for n in ("size", "a", "b")})
         inside = np.minimum(positions, sizes[:, None] - 1)
-        each = jax.jit(lambda x, several=several: permute_each(key, epoch, x, several, np.uint32(0)))
+        each = jax.jit(
+            lambda x, several=several: permute_each(key, epoch, x, several, np.uint32(0))
+        )
         for size, row in zip(sizes, np.asarray(each(inside)), strict=True):
             np.testing.assert_array_equal(np.sort(row[:size]), np.arange(size), err_msg=str(size))
             if size in STATIC:
                 alone = permute_epoch(key, epoch, jnp.arange(size), int(size))
                 np.testing.assert_array_equal(row[:size], alone)
     assert networks(np.array([70_000, 1000])).rounds == 8
-    salted = [permute_each(key, epoch, jnp.arange(1000), networks(1000), np.uint32(s)) for s in (0, 1)]
+    salted = [
+        permute_each(key, epoch, jnp.arange(1000), networks(1000), np.uint32(s)) for s in (0, 1)
+    ]
     assert (salted[0] != salted[1]).any()
 
 
 def test_networks_hold_their_sizes_and_have_an_even_side():
-    sizes = np.concatenate([np.arange(1, 5000), 2 ** np.arange(13, 31), [10**6, 10**6 + 3, LARGEST]])
+    sizes = np.concatenate(
+        [np.arange(1, 5000), 2 ** np.arange(13, 31), [10**6, 10**6 + 3, LARGEST]]
+    )
     size, a, b, _, excess = networks(sizes)
     area = a.astype(np.int64) * b
     assert (area >= size).all()
@@ -126,7 +132,9 @@ def test_a_size_that_is_not_an_integer_is_refused(size):
 
 @pytest.mark.parametrize("size", [jnp.array(3), np.array(3), np.array([3, 4]), jnp.array(3.0)])
 def test_a_size_that_is_an_array_is_refused(size):
-    with pytest.raises(TypeError, match=r"size: expected a Python int, got an array of .*int\(size"):
+    with pytest.raises(
+        TypeError, match=r"size: expected a Python int, got an array of .*int\(size"
+    ):
         jaxsgd.permute(jax.random.key(1), jnp.arange(3), size)
     with pytest.raises(TypeError, match="size: expected a Python int"):
         jax.jit(jaxsgd.permute)(jax.random.key(1), jnp.arange(3), size)
@@ -134,7 +142,9 @@ def test_a_size_that_is_an_array_is_refused(size):
 
 @pytest.mark.parametrize("positions", [1.0, jnp.arange(3.0), np.array([True])])
 def test_positions_that_are_not_integers_are_refused(positions):
-    with pytest.raises(TypeError, match=r"positions: expected .* integers, got one of (float|bool)"):
+    with pytest.raises(
+        TypeError, match=r"positions: expected .* integers, got one of (float|bool)"
+    ):
         jaxsgd.permute(jax.random.key(1), positions, 3)
 
 

@@ -343,3 +343,8 @@ def test_a_share_of_each_shard():
     first = np.array([0, 6, 12, 18, 23, 28, 33, 38])[None, :, None]
     assert (shard >= first).all()
     assert (shard - first < np.array([6] * 3 + [5] * 5)[:, None]).all()
+
+
+def test_drop_last_is_a_bool():
+    with pytest.raises(TypeError, match="Shuffled's drop_last: expected True or False, got 'no'"):
+        jaxsgd.Shuffled(2, drop_last="no")

@@ -1,4 +1,4 @@
-"""Many runs at once: each lane is the run alone, what no axis touches is shared, results are told."""
+"""Many runs at once: each equals the run alone, and shares what does not depend on its axes."""
 
 import chex
 import jax
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd.sweeps import axes as points
+from jaxsgd.core.part import as_callable
+from jaxsgd.core.trees import as_arguments
 from jaxsgd.sweeps import memory, vmapped
+from jaxsgd.sweeps.axes import as_axes, value_at
 from tests import table
 from tests.test_laws import no_compilation
 
@@ -44,7 +46,7 @@ def problem():
 FOLDS = (np.arange(table.N) % 4 != np.arange(4)[:, None]).astype(np.float32)
 
 
-def test_every_lane_is_the_run_alone(problem):
+def test_every_run_equals_the_run_alone(problem):
     keys = jax.random.split(jax.random.key(0), 2)
     starts = {"bias": np.arange(3.0, dtype=np.float32), "weight": np.eye(3, dtype=np.float32)}
     over = [
@@ -59,8 +61,8 @@ def test_every_lane_is_the_run_alone(problem):
     alone = jax.jit(train)
     for i, j, k in [(0, 0, 0), (2, 1, 1), (1, 0, 1)]:
         point = {
-            name: points.entry(jax.tree.map(jnp.asarray, values), place)
-            for axis, place in zip(points.as_axes(over), (i, j, k), strict=True)
+            name: value_at(jax.tree.map(jnp.asarray, values), place)
+            for axis, place in zip(as_axes(over), (i, j, k), strict=True)
             for name, values in axis.items()
         }
         close(jax.tree.map(lambda x: x[i, j, k], result.value), alone(*problem, **point))  # noqa: B023
@@ -83,8 +85,8 @@ def test_folds_and_batch_sizes_are_axes(problem):
             )  # fmt: skip
             state = solver.init(problem[1], problem[0], key=jax.random.key(7))
             state, trace = jaxsgd.run(solver, state, problem[0], STEPS)
-            lane = jax.tree.map(lambda x: x[fold, place], result.value)  # noqa: B023
-            close(lane, {"params": state.params, "loss": trace.loss})
+            swept = jax.tree.map(lambda x: x[fold, place], result.value)  # noqa: B023
+            close(swept, {"params": state.params, "loss": trace.loss})
 
 
 def test_a_tolerance_is_an_axis(problem):
@@ -114,9 +116,9 @@ def go_on(started, data, learning_rate, key):
 OVER = {"learning_rate": [0.01, 0.05, 0.1], "key": jax.random.split(jax.random.key(1), 2)}
 
 
-def test_states_go_on_and_share_what_no_axis_touches(problem, tmp_path):
+def test_runs_continue_and_share_what_depends_on_no_axis(problem, tmp_path):
     started = jaxsgd.sweep(begin, *problem, over=OVER)
-    solver, state = started.lanes
+    solver, state = started.runs
     assert solver.rule.learning_rate.shape == (3, 1)
     assert state.sampler.key.shape == (1, 2)
     assert state.sampler.step.shape == state.step.shape == (1, 1)
@@ -126,20 +128,19 @@ def test_states_go_on_and_share_what_no_axis_touches(problem, tmp_path):
     jaxsgd.save(tmp_path / "sweep", again)
     again = jaxsgd.restore(tmp_path / "sweep", again)
     end = jaxsgd.sweep(go_on, again, problem[0], over=OVER)
-    assert end.lanes[0][1].params["weight"].shape == (3, 2, table.D)
-    assert end.lanes[0][1].sampler.key.shape == (1, 2)
-    assert end.lanes[0][1].sampler.step.shape == (1, 1)
+    assert end.runs[0][1].params["weight"].shape == (3, 2, table.D)
+    assert end.runs[0][1].sampler.key.shape == (1, 2)
+    assert end.runs[0][1].sampler.step.shape == (1, 1)
     chex.assert_shape(end.value[0][1].sampler.step, (3, 2))
 
     whole = jaxsgd.sweep(go_on, started, problem[0], over=OVER, chunk=2)
     close(whole.value[1], middle.value[1])
 
     # rows are gathered for each key, never for each rate
-    call = (go_on, (again.lanes, problem[0]))
-    leaves = [True] * len(jax.tree.leaves(again.lanes)) + [False] * len(jax.tree.leaves(problem[0]))
-    plan = vmapped.Plan(tuple(leaves), (1, 0))
-    text = str(jax.make_jaxpr(lambda args, axes: vmapped.all_lanes(
-        (jaxsgd.pairs.Function(go_on), args), axes, plan=plan))(call[1], end.over))  # fmt: skip
+    call = as_callable(go_on), (again.runs, problem[0])
+    is_compact = [True] * len(jax.tree.leaves(again.runs)) + [False] * 2
+    plan = vmapped.Plan(tuple(is_compact), order=(1, 0))
+    text = str(vmapped.run_all.trace(call, as_arguments(end.over), plan=plan).jaxpr)
     gathered = [line for line in text.splitlines() if " gather[" in line]
     assert any(f"f32[2,{table.BATCH},{table.D}]" in line for line in gathered)
     assert not any(
@@ -165,13 +166,13 @@ def test_chunks_give_the_same_from_one_program(problem, monkeypatch, capsys):
         jaxsgd.sweep(train, *problem, over=over, chunk=4, progress=False)
         jaxsgd.sweep(train, problem[0], {**problem[1]}, over=over, chunk=4, progress=False)
 
-    monkeypatch.setattr(memory, "available", lambda device: 4_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 4_000)
     bounded = jaxsgd.sweep(train, *problem, over=over)
     close(whole.value, bounded.value)
-    told = capsys.readouterr().err
-    assert "21 runs at once may take" in told
-    assert "half of its 4e-06 GB" in told
-    assert "chunk/s" in told
+    printed = capsys.readouterr().err
+    assert "21 runs at once may take" in printed
+    assert "half of its 4e-06 GB" in printed
+    assert "chunk/s" in printed
 
 
 def test_the_estimate_of_memory_counts_what_lives_at_one_time():
@@ -181,14 +182,16 @@ def test_the_estimate_of_memory_counts_what_lives_at_one_time():
         return z.sum()
 
     x = jnp.ones(1000)
-    assert memory.peak(jax.make_jaxpr(program)(x).jaxpr) == 8_000_000
+    assert memory.peak_bytes(jax.make_jaxpr(program)(x).jaxpr) == 8_000_000
     again = jax.jit(lambda x: jax.lax.scan(lambda c, _: (c + program(x), None), 0.0, length=9)[0])
-    assert memory.peak(again.trace(x).jaxpr) == pytest.approx(8_000_000, rel=1e-4)
+    assert memory.peak_bytes(again.trace(x).jaxpr) == pytest.approx(8_000_000, rel=1e-4)
     nested = jax.make_jaxpr(jax.jit(jax.jit(lambda x: jnp.outer(x, x))))(x)
-    assert memory.peak(nested.jaxpr) < 4_100_000  # a call's results are its callee's
-    assert memory.available(jax.devices()[0]) > 1e8
+    assert (
+        memory.peak_bytes(nested.jaxpr) < 4_100_000
+    )  # a call's results are those of the called function
+    assert memory.available_bytes(jax.devices()[0]) > 1e8
     keys = jax.make_jaxpr(lambda key: jax.random.split(key, 10))(jax.random.key(0))
-    assert 160 <= memory.peak(keys.jaxpr) < 10_000
+    assert 160 <= memory.peak_bytes(keys.jaxpr) < 10_000
 
 
 def scored(rate, key):
@@ -196,7 +199,7 @@ def scored(rate, key):
             "curve": jnp.stack([rate, 2 * rate])}  # fmt: skip
 
 
-def test_results_are_told_and_diverged_runs_never_win():
+def test_results_are_ranked_and_diverged_runs_never_win():
     over = {"rate": [0.1, 0.25, 0.5, 2.0], "key": jax.random.split(jax.random.key(0), 3)}
     result = jaxsgd.sweep(scored, over=over)
     best = result.best("loss", mean_over="key")
@@ -268,8 +271,8 @@ def test_wrong_axes_are_refused_in_a_sentence(problem):
         ([{"a": [1]}, {"a": [2]}], ValueError, "expected each argument of fn once"),
         ({"a": 0.1}, TypeError, r"over\['a'\] holds 0.1, expected a list of numbers, or arrays"),
         ({"a": ["x"]}, TypeError, r"over\['a'\] holds 'x'"),
-        ({"a": []}, ValueError, "are none: a has"),
-        ([{"a": [1, 2], "b": [1, 2, 3]}], ValueError, r"a has \[2\], b has \[3\]"),
+        ({"a": []}, ValueError, "same number of values, at least one; a has 0"),
+        ([{"a": [1, 2], "b": [1, 2, 3]}], ValueError, "a has 2, b has 3"),
         ({"a": [2**40]}, ValueError, r"over\['a'\] holds integers beyond 32 bits"),
     ]:
         with pytest.raises(error, match=message):
@@ -329,11 +332,11 @@ def test_chunks_are_one_program_on_a_mesh_too(mesh):
     def cube(a, b):
         return a**3 * b
 
-    before = vmapped.fill._cache_size()
+    before = vmapped.run_block._cache_size()
     over = {"a": np.arange(10.0), "b": np.arange(3.0)}
     result = jaxsgd.sweep(cube, over=over, chunk=7, mesh=mesh, progress=False)
     np.testing.assert_allclose(result.value, np.arange(10.0)[:, None] ** 3 * np.arange(3.0))
-    assert vmapped.fill._cache_size() == before + 1
+    assert vmapped.run_block._cache_size() == before + 1
 
 
 # halving

@@ -149,3 +149,13 @@ def test_refusals():
         fit(metrics={"x": lambda params, row: row[0]})
     with pytest.raises(ValueError, match="epochs is -1"):
         fit(epochs=-1)
+
+
+def test_the_least_rate_of_poisson_batches_is_taken():
+    params, data = table.problem()
+    sampler = jaxsgd.Poisson(1e-9, capacity=2)
+    result = jaxsgd.fit(
+        table.loss, params, data, key=jax.random.key(0), epochs=0, sampler=sampler,
+        learning_rate=0.1, progress=False,
+    )  # fmt: skip
+    assert result.reason == jaxsgd.Reason.EPOCHS
