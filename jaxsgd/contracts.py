@@ -3,11 +3,10 @@
 A part of jaxsgd is not checked here: its tests do that. One trace of a step costs about 0.1 s.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxsgd.core.part import wrapped_name
@@ -18,7 +17,7 @@ from jaxsgd.rules.base import Rule
 from jaxsgd.samplers.base import Sampler
 
 
-def is_custom(part: Any) -> bool:
+def is_custom(part: object) -> bool:
     """Whether a part, or one that it wraps, is of a class outside of jaxsgd."""
     if not type(part).__module__.startswith("jaxsgd."):
         return True
@@ -68,7 +67,7 @@ def _checked_step(
     _check_state(rule, state.rule, after)
 
 
-def check_batch(sampler: Sampler, batch: Any) -> None:
+def check_batch(sampler: Sampler, batch: object) -> None:
     """Refuse what is not a `Batch` of int32[B] and float[B] with B the sampler's `batch_length`."""
     where, length = f"{type(sampler).__name__}.update", sampler.batch_length
     if not isinstance(batch, Batch):
@@ -88,7 +87,7 @@ def check_batch(sampler: Sampler, batch: Any) -> None:
             )
 
 
-def check_estimate(gradient: Gradient, estimate: Any, params: PyTree) -> None:
+def check_estimate(gradient: Gradient, estimate: object, params: PyTree) -> None:
     """Refuse what is not an `Estimate` with a scalar loss and gradients like params."""
     where = f"{type(gradient).__name__}.update"
     if not isinstance(estimate, Estimate):
@@ -108,7 +107,7 @@ def check_updates(rule: Rule, updates: PyTree, params: PyTree) -> None:
     _check_like_params(f"the rule {rule!r} returned updates", updates, params)
 
 
-def check_gradient_state(gradient: Gradient, state: Any) -> None:
+def check_gradient_state(gradient: Gradient, state: PyTree) -> None:
     """Refuse a gradient's state without the fields that every such state has."""
     names = ["model_state", "key"] if gradient.is_keyed else ["model_state"]
     for name in names:
@@ -120,7 +119,9 @@ def check_gradient_state(gradient: Gradient, state: Any) -> None:
             )
 
 
-def check_states(gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: Any) -> None:
+def check_states(
+    gradient: Gradient, sampler: Sampler, rule: Rule, state: State, data: PyTree
+) -> None:
     """Refuse the state of other parts: it is compared with what their `init` returns.
 
     Raises:
@@ -147,7 +148,7 @@ def check_states(gradient: Gradient, sampler: Sampler, rule: Rule, state: State,
             )
 
 
-def check_rows_in_range(sampler: Sampler, index: Any, size: int) -> None:
+def check_rows_in_range(sampler: Sampler, index: ArrayLike, size: int) -> None:
     """Refuse concrete row numbers outside 0..size-1."""
     index = np.asarray(index)
     if index.min() < 0 or index.max() >= size:
@@ -157,7 +158,7 @@ def check_rows_in_range(sampler: Sampler, index: Any, size: int) -> None:
         )
 
 
-def _two(part: Any, method: str, result: Any, expected: str) -> tuple[Any, Any]:
+def _two(part: object, method: str, result: object, expected: str) -> tuple[PyTree, PyTree]:
     if not isinstance(result, tuple) or len(result) != 2 or isinstance(result, Batch | Estimate):
         size = f" of {len(result)}" if type(result) is tuple else ""
         raise TypeError(
@@ -167,7 +168,7 @@ def _two(part: Any, method: str, result: Any, expected: str) -> tuple[Any, Any]:
     return result
 
 
-def _check_state(part: Any, before: Any, after: Any) -> None:
+def _check_state(part: object, before: PyTree, after: PyTree) -> None:
     """A state keeps its structure, shapes and dtypes, or no loop can carry it."""
     forms = [
         (

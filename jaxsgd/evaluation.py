@@ -1,32 +1,35 @@
 """The exact mean over all rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, as_optional_callable, field, part, static
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulator_of, as_arguments, gather
 from jaxsgd.data.base import as_rows
-from jaxsgd.losses import BatchLoss, Loss, RowLoss, RowsLoss
+from jaxsgd.losses import Loss, RowLoss, RowsLoss
 from jaxsgd.samplers.epochs import Sequential
+
+MetricLike = Loss | Callable[..., PyTree]  # of `RowLoss`, `RowsLoss`, or (params, row) -> number
 
 
 def evaluate(
-    metrics: Any,
+    metrics: MetricLike | Mapping[str, MetricLike],
     params: PyTree,
     data: PyTree,
     *,
-    sample_weight: jax.Array | None = None,
-    batch_size: int = 1024,
+    sample_weight: np.ndarray | Num[Array, " n"] | None = None,
+    batch_size: SupportsIndex = 1024,
     model_state: PyTree = None,
-) -> Any:
+) -> PyTree[Float[Array, "..."]]:
     """The exact mean over all rows of one function, or of each of a dict of functions.
 
     `sum_i v[i] metric(params, row[i]) / sum_i v[i]`, v = 1 if not given, in chunks of `batch_size`
@@ -59,19 +62,19 @@ def evaluate(
     if sample_weight is not None:
         validation.weights(sample_weight, "sample_weight")
         validation.one_a_row(sample_weight, n, "sample_weight")
-    named = metrics if isinstance(metrics, dict) else {"": metrics}
+    named = metrics if isinstance(metrics, Mapping) else {"": metrics}
     means = means_over(named, params, data, sample_weight, model_state, batch_size)
-    return means if isinstance(metrics, dict) else means[""]
+    return means if isinstance(metrics, Mapping) else means[""]
 
 
 def means_over(
-    metrics: dict[str, Any],
+    metrics: Mapping[str, MetricLike],
     params: PyTree,
     data: PyTree,
-    sample_weight: jax.Array | None,
+    sample_weight: np.ndarray | Num[Array, " n"] | None,
     model_state: PyTree,
     batch_size: int = 1024,
-) -> dict[str, jax.Array]:
+) -> dict[str, PyTree[Float[Array, "..."]]]:
     """`evaluate` without the check of the sample weights, which reads all of them."""
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
     rows = as_rows(data)
@@ -85,13 +88,15 @@ def means_over(
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def _evaluate(data: PyTree, sample_weight: Any, *args: Any, batch_size: int) -> Any:
+def _evaluate(
+    data: PyTree, sample_weight: Num[Array, " n"] | None, *args: PyTree, batch_size: int
+) -> PyTree[Float[Array, "..."]]:
     add = partial(_add, batch_size=batch_size)
     return _means(as_rows(data).total(add, sample_weight, batch_size, *args))
 
 
 @jax.jit
-def _means(sums: Any) -> Any:
+def _means(sums: PyTree) -> PyTree[Float[Array, "..."]]:
     (totals, weight), _ = sums
     return jax.tree.map(lambda x: x / weight, totals)
 
@@ -99,34 +104,34 @@ def _means(sums: Any) -> Any:
 @partial(jax.jit, static_argnames="batch_size")
 def _add(
     data: PyTree,
-    sample_weight: Any,
-    sums: Any,
-    forms: Any,
+    sample_weight: Num[Array, " n"] | None,
+    sums: PyTree,
+    forms: "dict[str, Metric]",
     params: PyTree,
     model_state: PyTree,
     *,
     batch_size: int,
-) -> Any:
+) -> PyTree:
     """The weighted sums of the metrics, the sum of the weights, and what rounding lost of each."""
     n = as_rows(data).size
     sampler = Sequential(min(batch_size, n), size=n)
     dtype = accumulator_of(params)
 
-    def chunk(step: jax.Array) -> Any:
-        index, weight = sampler.batch(None, step)  # type: ignore[arg-type]
+    def chunk(step: Int[Array, ""]) -> tuple[dict[str, PyTree], Float[Array, ""]]:
+        _, index, weight = sampler.positions(step)
         rows = gather(data, index)
         weight = (weight > 0).astype(dtype)
         if sample_weight is not None:
             weight = weight * gather(sample_weight, index).astype(dtype)
 
-        def total(values: jax.Array) -> jax.Array:
+        def total(values: Num[Array, "B ..."]) -> Float[Array, "..."]:
             factor = weight.reshape(-1, *(1,) * (values.ndim - 1))
             return jnp.sum(jnp.where(factor > 0, values.astype(dtype) * factor, 0), axis=0)
 
         values = {name: form(params, rows, model_state) for name, form in forms.items()}
         return jax.tree.map(total, values), jnp.sum(weight)
 
-    def add(step: jax.Array, sums: Any) -> Any:
+    def add(step: Int[Array, ""], sums: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         """Kahan's sum (1965): a plain float32 sum of 20 million rows stops growing."""
         total, lost = sums
         term = jax.tree.map(jnp.subtract, chunk(step), lost)
@@ -146,28 +151,30 @@ def _add(
 class Metric:
     """A metric's values of each row of a chunk."""
 
-    form: Any
+    form: RowLoss | RowsLoss | Callable[..., PyTree]
 
     def __call__(self, params: PyTree, rows: PyTree, model_state: PyTree) -> PyTree:
-        if isinstance(self.form, RowLoss | RowsLoss):
-            return self.form.each(params, rows, None, model_state)[0]
+        form = self.form
+        if isinstance(form, RowLoss | RowsLoss):
+            return form.each(params, rows, None, model_state)[0]
         extra = () if model_state is None else (model_state,)
-        return jax.vmap(lambda row: self.form(params, row, *extra))(rows)
+        return jax.vmap(lambda row: form(params, row, *extra))(rows)
 
 
-def _metric(metric: Any, name: str) -> Metric:
+def _metric(metric: MetricLike, name: str) -> Metric:
     where = f"metric {name!r}" if name else "the metric"
-    if isinstance(metric, Loss) and (isinstance(metric, BatchLoss) or metric.keyed):
-        kind = "a BatchLoss" if isinstance(metric, BatchLoss) else "keyed"
+    if not isinstance(metric, Loss):
+        return Metric(as_callable(metric, where))
+    is_of_rows = isinstance(metric, RowLoss | RowsLoss)
+    if not is_of_rows or metric.keyed:
+        kind = "keyed" if is_of_rows else f"a {type(metric).__name__}"
         raise TypeError(
             f"{where} is {kind}, expected a function of (params, row): a mean over rows"
         )
-    if isinstance(metric, RowLoss | RowsLoss):
-        return Metric(metric)
-    return Metric(as_callable(metric, where))
+    return Metric(metric)
 
 
-def _as_metric(metric: Any, name: str = "metric") -> Any:
+def _as_metric(metric: MetricLike, name: str = "metric") -> MetricLike:
     return _metric(metric, name).form
 
 
@@ -194,10 +201,12 @@ class Objective:
     5.0
     """
 
-    metric: Any = field(converter=_as_metric)
+    metric: MetricLike = field(converter=_as_metric)
     data: PyTree = field()
-    penalty: Any = field(default=None, converter=as_optional_callable)
-    sample_weight: Any = None
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = field(
+        default=None, converter=as_optional_callable
+    )
+    sample_weight: np.ndarray | Num[Array, " n"] | None = None
     at: Callable[[State], PyTree] | None = static(default=None, kw_only=True)
     batch_size: int = static(default=1024, kw_only=True)
 
@@ -209,8 +218,8 @@ class Objective:
             validation.weights(self.sample_weight, "sample_weight")
             validation.one_a_row(self.sample_weight, rows.size, "sample_weight")
 
-    def __call__(self, state: State) -> jax.Array:
-        """The objective (float[])."""
+    def __call__(self, state: State) -> Float[Array, ""]:
+        """The objective."""
         params = state.params if self.at is None else self.at(state)
         mean = evaluate(
             self.metric,

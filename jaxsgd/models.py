@@ -1,23 +1,23 @@
 """Small plain models, for the command and the examples: functions of a pytree of arrays.
 
-A model is static (its sizes), its parameters are a pytree of their own: `params = model.init(key)`,
-then `model(params, x)` for one row `x`. Models from Equinox, Flax or anywhere else do as well.
+A model holds its sizes, which are static; its parameters are a separate pytree: `params =
+model.init(key)`, then `model(params, x)` for one row `x`. Models of Equinox, Flax or any other
+library can be used as well.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, field, part, set_fields, static
 from jaxsgd.losses import RowLoss
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
-INITS = {
+INITS: dict[str, initializers.Initializer] = {
     "zeros": initializers.zeros,
     "normal": initializers.normal(0.01),  # standard deviation
     "lecun": initializers.variance_scaling(1.0, "fan_in", "normal"),
@@ -32,16 +32,16 @@ class Linear:
     """A linear model: `weight @ x + bias`, linear, logistic or softmax regression by its loss.
 
     Args:
-      features: d, the entries of a row.
-      outputs: k, or None for one number.
+      features: d, the number of entries of a row.
+      outputs: k, the number of outputs, or None for one number.
       initialise: `"zeros"` (the default: the problem is convex), or normal of mean 0: `"normal"` of
         standard deviation 0.01, `"lecun"` of variance 1/fan_in (LeCun et al. 1998), `"xavier"`,
         which is also called `"glorot"`, of 2/(fan_in + fan_out) (Glorot and Bengio 2010), `"he"` of
         2/fan_in (He et al. 2015). Some lectures call 1/fan_in Xavier; here that is `"lecun"`. The
         biases start at 0.
 
-    Params: `{"weight": float32[k, d] or float32[d], "bias": float32[k] or float32[]}`. A row of
-    weights an output: so a CPU contracts the gradient of a batch several times as fast.
+    Params: `{"weight": float32[k, d] or float32[d], "bias": float32[k] or float32[]}`, with a row
+    of weights per output.
 
     Raises:
       ValueError: sizes below 1, or an unknown initialisation.
@@ -61,15 +61,15 @@ class Linear:
             validation.integer(self.outputs, "Linear's outputs", 1)
         _check_init(self.initialise)
 
-    def init(self, key: jax.Array) -> PyTree:
+    def init(self, key: PRNGKeyArray) -> PyTree:
         """The parameters to start from; the key is consumed."""
         layer = _layer(key, self.features, self.outputs or 1, self.initialise)
         if self.outputs is None:
             return {"weight": layer["weight"][0], "bias": layer["bias"][0]}
         return layer
 
-    def __call__(self, params: PyTree, x: jax.Array) -> jax.Array:
-        """The output (float[k] or float[]) for a row (float[d]); rows (float[..., d]) do too."""
+    def __call__(self, params: PyTree, x: Float[Array, "... d"]) -> Float[Array, "..."]:
+        """The output (float[k] or float[]) for a row, or the outputs for several rows."""
         return x @ params["weight"].T + params["bias"]
 
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
@@ -77,7 +77,7 @@ class Linear:
         return (params,)
 
     def of_layers(self, layers: tuple[PyTree, ...]) -> PyTree:
-        """Params of such layers."""
+        """The params that have these layers."""
         return layers[0]
 
 
@@ -88,12 +88,12 @@ class MLP:
     Args:
       sizes: features, hidden units and outputs: `(784, 128, 10)`.
       initialise: `"lecun"` (the default) or another, as in `Linear`; `"he"` keeps the variance
-        through relu. `"zeros"` is refused: all hidden units would stay alike.
+        through relu. `"zeros"` is refused: all hidden units would remain equal.
 
-    Params: a tuple of `{"weight": float32[k, m], "bias": float32[k]}`, a layer each.
+    Params: a tuple of `{"weight": float32[k, m], "bias": float32[k]}`, one per layer.
 
     Raises:
-      ValueError: fewer than two sizes, or zeros where there are hidden units.
+      ValueError: fewer than two sizes, or `"zeros"` where there are hidden units.
 
     >>> model = jaxsgd.models.MLP((4, 16, 3))
     >>> model(model.init(jax.random.key(0)), jnp.ones(4)).shape
@@ -118,29 +118,29 @@ class MLP:
         _check_init(self.initialise)
         if self.initialise == "zeros" and len(self.sizes) > 2:
             raise ValueError(
-                "MLP's initialise is 'zeros', with which all hidden units would stay "
-                "alike; expected 'lecun', 'xavier', 'he' or 'normal'"
+                "MLP's initialise is 'zeros', with which all hidden units would remain "
+                "equal; expected 'lecun', 'xavier', 'he' or 'normal'"
             )
 
-    def init(self, key: jax.Array) -> PyTree:
+    def init(self, key: PRNGKeyArray) -> PyTree:
         """The parameters to start from; the key is consumed."""
         keys = jax.random.split(key, len(self.sizes) - 1)
-        pairs = zip(keys, self.sizes[:-1], self.sizes[1:], strict=True)
-        return tuple(_layer(k, fan_in, fan_out, self.initialise) for k, fan_in, fan_out in pairs)
+        sizes = zip(keys, self.sizes[:-1], self.sizes[1:], strict=True)
+        return tuple(_layer(k, fan_in, fan_out, self.initialise) for k, fan_in, fan_out in sizes)
 
-    def __call__(self, params: PyTree, x: jax.Array) -> jax.Array:
-        """The outputs (float[k]) for a row (float[d]); rows (float[..., d]) do too."""
+    def __call__(self, params: PyTree, x: Float[Array, "... d"]) -> Float[Array, "... k"]:
+        """The outputs for a row, or for several rows."""
         *hidden, last = params
         for layer in hidden:
             x = jax.nn.relu(x @ layer["weight"].T + layer["bias"])
         return x @ last["weight"].T + last["bias"]
 
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
-        """The layers of params: those very ones."""
+        """The layers of params: params itself."""
         return tuple(params)
 
     def of_layers(self, layers: tuple[PyTree, ...]) -> PyTree:
-        """Params of such layers."""
+        """The params that have these layers."""
         return layers
 
 
@@ -148,9 +148,10 @@ class MLP:
 class ModelLoss:
     """The loss of a model's output: `fn(model(params, x), y)` of a row `(x, y)`.
 
-    A loss as any other, and one that a gradient can look into: the gradient of a row in a layer's
-    weights is the outer product of its error and its input. So `PerExampleClipped` knows its norm
-    without making it, and `SAGA` keeps a row's error instead of its gradient.
+    A function of `(params, row)` as any loss, whose layers a gradient can use: the gradient of a
+    row with respect to a layer's weights is the outer product of the row's error and input. So
+    `PerExampleClipped` computes its norm from theirs, and `SAGA` stores the error of a row instead
+    of its gradient.
 
     Args:
       model: `Linear` or `MLP`.
@@ -163,7 +164,7 @@ class ModelLoss:
     """
 
     model: Linear | MLP = field()
-    fn: Callable[..., Any] = field(converter=as_callable)
+    fn: Callable[..., Float[Array, ""]] = field(converter=as_callable)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Linear | MLP):
@@ -172,24 +173,27 @@ class ModelLoss:
                 "another model a loss is a function of (params, row)"
             )
 
-    def __call__(self, params: PyTree, row: PyTree) -> jax.Array:
-        """The loss (float[]) of a row (x, y)."""
+    def __call__(self, params: PyTree, row: PyTree) -> Float[Array, ""]:
+        """The loss of a row (x, y)."""
         x, y = row
         return self.fn(self.model(params, x), y)
 
     def errors(
         self, params: PyTree, rows: PyTree
-    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """The losses (float[B]), and each layer's errors (float[B, k]) and inputs (float[B, m]).
+    ) -> tuple[Float[Array, " B"], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """The losses, and each layer's errors (float[B, k]) and inputs (float[B, m]).
 
-        An error is the slope of a row's loss along the layer's sums (backpropagation's delta).
+        An error is the gradient of a row's loss with respect to the outputs of the layer before
+        relu (backpropagation's delta).
         """
         one = jax.tree.map(lambda x: x[0], rows)
-        jax.eval_shape(lambda row: RowLoss(self).one(params, row, None, None), one)  # its checks
+        jax.eval_shape(lambda row: RowLoss(self).one(params, row, None, None), one)  # checks
         x, y = rows
         layers = self.model.layers(params)
 
-        def losses(shifts: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def losses(
+            shifts: tuple[jax.Array, ...],
+        ) -> tuple[Float[Array, " B"], tuple[jax.Array, ...]]:
             inputs: list[jax.Array] = []
             output = x
             for layer, shift in zip(layers, shifts, strict=True):
@@ -203,31 +207,31 @@ class ModelLoss:
         return values, back(jnp.ones_like(values))[0], inputs
 
     def summed(self, weighted: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]) -> PyTree:
-        """The sum over rows of the gradients that have these errors, weights included."""
-        pairs = zip(weighted, inputs, strict=True)
+        """The weighted sum of the rows' gradients, from their weighted errors and inputs."""
+        layers = zip(weighted, inputs, strict=True)
         return self.model.of_layers(
-            tuple({"bias": e.sum(0), "weight": jnp.tensordot(e, x, (0, 0))} for e, x in pairs)
+            tuple({"bias": e.sum(0), "weight": jnp.tensordot(e, x, (0, 0))} for e, x in layers)
         )
 
 
 def weights_only(params: PyTree) -> PyTree:
     """A penalty's mask that leaves out what is named `bias`: `L2(1e-3, mask=weights_only)`.
 
-    By the last name in the tree, as `Linear` and `MLP` have it; for other names, or for tuples,
-    write a mask of your own.
+    A leaf is left out if the last name of its path in the tree is `bias`, as in `Linear` and `MLP`.
+    For other names, or for tuples, write a custom mask.
 
     >>> jaxsgd.models.weights_only({"weight": jnp.ones(2), "bias": jnp.ones(())})
     {'bias': False, 'weight': True}
     """
 
-    def is_weight(path: tuple[Any, ...], _: Any) -> bool:
-        last = path[-1] if path else None  # a bare array
+    def is_weight(path: tuple[object, ...], _: PyTree) -> bool:
+        last = path[-1] if path else None  # None for a bare array
         return getattr(last, "key", getattr(last, "name", None)) != "bias"
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def _layer(key: jax.Array, fan_in: int, fan_out: int, initialise: str) -> PyTree:
+def _layer(key: PRNGKeyArray, fan_in: int, fan_out: int, initialise: str) -> PyTree:
     weight = INITS[initialise](key, (fan_in, fan_out), jnp.float32)
     # A row of weights per output: XLA's CPU backend contracts the gradient of `x @ w.T`, with w of
     # shape (10, 784), in a quarter of the time of that of `x @ w` (batch 64; 0.55 of a step).

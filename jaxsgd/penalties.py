@@ -1,13 +1,12 @@
-"""What is added to the loss to keep parameters small or zero, and its proximal step.
+"""Penalties, which are added to the loss to keep parameters small or zero.
 
-Each is a function `params -> scalar` for `Solver(penalty=...)`, which adds it once a step, whatever
-the batch; and each has `prox(params, rate) = argmin_q penalty(q) + |q - params|^2 / (2 rate)`, for
-`Proximal`. All parameters count, biases too, unless a mask says otherwise.
+Each is a function `params -> scalar` for `Solver(penalty=...)`, which adds it once per step,
+whatever the batch; and each has `prox(params, rate) = argmin_q penalty(q) + |q - params|^2 / (2
+rate)`, for `Proximal`. All parameters count, biases too, unless a mask leaves them out.
 """
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,23 +65,23 @@ class L2(ProximalPenalty):
     strength: Number = number(converter=validation.real())
     mask: Mask = static(default=None, converter=_as_mask)
 
-    def __call__(self, params: PyTree) -> jax.Array:
-        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
-        return _total(self, params, lambda x: _at(self, "strength", x) / 2 * jnp.sum(x * x))
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        """The penalty of the parameters, in the accumulator's dtype."""
+        return _total(self, params, lambda x, strength: strength / 2 * jnp.sum(x * x))
 
-    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+    def prox(self, params: PyTree, rate: Number) -> PyTree:
         """The proximal step, in the dtypes of params."""
-        return _each(
-            self, params, lambda x: x / (1 + jnp.asarray(rate, x.dtype) * _at(self, "strength", x))
-        )
+        shrunk = lambda x, strength: x / (1 + jnp.asarray(rate, x.dtype) * strength)  # noqa: E731
+        return _each(self, params, shrunk)
 
 
 @part
 class L1(ProximalPenalty):
     """The lasso's penalty `strength * sum_j |params_j|`.
 
-    As a solver's penalty its gradient is `strength * sign(params)`, 0 at 0, and parameters hover
-    about zero; in `Proximal`, `sign(params) max(|params| - rate strength, 0)`, zeros are zeros.
+    As a solver's penalty its gradient is `strength * sign(params)`, 0 at 0, and parameters
+    fluctuate around zero. In `Proximal` they become exactly zero: its proximal step is
+    `sign(params) max(|params| - rate strength, 0)`.
     Tibshirani, "Regression shrinkage and selection via the lasso" (1996).
 
     Args, Raises: as `L2`.
@@ -97,14 +96,14 @@ class L1(ProximalPenalty):
     strength: Number = number(converter=validation.real())
     mask: Mask = static(default=None, converter=_as_mask)
 
-    def __call__(self, params: PyTree) -> jax.Array:
-        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
-        # JAX's abs has the slope 1 at 0, which would push zeros away
-        return _total(self, params, lambda x: _at(self, "strength", x) * jnp.sum(x * jnp.sign(x)))
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        """The penalty of the parameters, in the accumulator's dtype."""
+        # not jnp.abs, whose derivative at 0 is 1 in JAX and would move zeros away from 0
+        return _total(self, params, lambda x, strength: strength * jnp.sum(x * jnp.sign(x)))
 
-    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+    def prox(self, params: PyTree, rate: Number) -> PyTree:
         """The proximal step, in the dtypes of params."""
-        return _each(self, params, lambda x: _shrunk(x, rate, _at(self, "strength", x)))
+        return _each(self, params, lambda x, strength: _soft_threshold(x, rate, strength))
 
 
 @part
@@ -130,34 +129,45 @@ class ElasticNet(ProximalPenalty):
     l2: Number = number(converter=validation.real())
     mask: Mask = static(default=None, converter=_as_mask)
 
-    def __call__(self, params: PyTree) -> jax.Array:
-        """The penalty (float[]) of the parameters, in the accumulator's dtype."""
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        """The penalty of the parameters, in the accumulator's dtype."""
         return L1(self.l1, self.mask)(params) + L2(self.l2, self.mask)(params)
 
-    def prox(self, params: PyTree, rate: jax.Array) -> PyTree:
+    def prox(self, params: PyTree, rate: Number) -> PyTree:
         """The proximal step, in the dtypes of params: the lasso's, then Tikhonov's."""
         return L2(self.l2, self.mask).prox(L1(self.l1, self.mask).prox(params, rate), rate)
 
 
-def _shrunk(x: jax.Array, rate: jax.Array, strength: jax.Array) -> jax.Array:
+def _soft_threshold(x: jax.Array, rate: Number, strength: Float[Array, ""]) -> jax.Array:
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - jnp.asarray(rate, x.dtype) * strength, 0)
 
 
-def _at(penalty: Any, name: str, x: jax.Array) -> jax.Array:
-    """A strength at its use, in the dtype of a parameter."""
-    return scalar(getattr(penalty, name), f"{type(penalty).__name__}'s {name}").astype(x.dtype)
+def selected(mask: Mask, params: PyTree) -> PyTree:
+    """Which leaves of params a mask selects: a tree of bools like params."""
+    prefix = True if mask is None else mask(params)
+    return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), prefix, params)
 
 
-def kept(penalty: Any, params: PyTree) -> PyTree:
-    """Which leaves of params count: a tree of bools like params."""
-    mask = True if penalty.mask is None else penalty.mask(params)
-    return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), mask, params)
+def _total(
+    penalty: L1 | L2,
+    params: PyTree,
+    fn: Callable[[jax.Array, Float[Array, ""]], Float[Array, ""]],
+) -> Float[Array, ""]:
+    """The sum over the selected leaves of `fn(leaf, strength)`."""
+    is_selected = jax.tree.leaves(selected(penalty.mask, params))
+    leaves = zip(is_selected, jax.tree.leaves(accumulate(params)), strict=True)
+    values = (fn(x, _strength(penalty, x)) for keep, x in leaves if keep)
+    return sum(values, start=jnp.zeros((), accumulator_of(params)))
 
 
-def _total(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    leaves = zip(*map(jax.tree.leaves, (kept(penalty, params), accumulate(params))), strict=True)
-    return sum((of(x) for keep, x in leaves if keep), start=jnp.zeros((), accumulator_of(params)))
+def _each(
+    penalty: L1 | L2, params: PyTree, fn: Callable[[jax.Array, Float[Array, ""]], jax.Array]
+) -> PyTree:
+    """`fn(leaf, strength)` of each selected leaf; the others unchanged."""
+    change = lambda keep, x: fn(x, _strength(penalty, x)) if keep else x  # noqa: E731
+    return jax.tree.map(change, selected(penalty.mask, params), params)
 
 
-def _each(penalty: Any, params: PyTree, of: Callable[[jax.Array], jax.Array]) -> PyTree:
-    return jax.tree.map(lambda keep, x: of(x) if keep else x, kept(penalty, params), params)
+def _strength(penalty: L1 | L2, x: jax.Array) -> Float[Array, ""]:
+    """The strength in the dtype of a parameter."""
+    return scalar(penalty.strength, f"{type(penalty).__name__}'s strength").astype(x.dtype)

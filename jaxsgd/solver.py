@@ -1,13 +1,14 @@
 """The training step: which rows, their gradient, the update."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
 from jaxsgd.core import validation
@@ -34,13 +35,15 @@ def as_sampler(sampler: Sampler, name: str = "sampler") -> Sampler:
     return as_contract(sampler, Sampler, name, "jaxsgd.Shuffled(64)")
 
 
-def _as_sample_weight(weight: Any, name: str = "sample_weight") -> Any:
+def _as_sample_weight(
+    weight: np.ndarray | Num[Array, "..."] | None, name: str = "sample_weight"
+) -> Float[Array, "..."] | None:
     """Sample weights scaled to a mean of 1, or as they are where that is their mean already."""
     if weight is None:
         return None
     validation.weights(weight, "sample_weight")
     default = jax.dtypes.canonicalize_dtype(float)
-    if isinstance(weight, jax.core.Tracer):
+    if isinstance(weight, Tracer):
         wide = jnp.asarray(weight, default)
         return wide / wide.mean(-1, keepdims=True)
     wide = np.asarray(weight, np.float64)
@@ -102,7 +105,7 @@ class Solver:
         return rows.sampler(self.sampler)
 
     def init(
-        self, params: PyTree, data: PyTree, *, key: jax.Array, model_state: PyTree = None
+        self, params: PyTree, data: PyTree, *, key: PRNGKeyArray, model_state: PyTree = None
     ) -> State:
         """The state before the first step. It owns its buffers: params, data and key stay alive.
 
@@ -218,8 +221,8 @@ class Solver:
         return State(after, state.step + 1, rule, state.sampler, gradient), info
 
     def _estimate(
-        self, params: PyTree, data: PyTree, batch: Batch, state: Any
-    ) -> tuple[Estimate, Any, Callable[[PyTree], Float[Array, ""]]]:
+        self, params: PyTree, data: PyTree, batch: Batch, state: PyTree
+    ) -> tuple[Estimate, PyTree, Callable[[PyTree], Float[Array, ""]]]:
         """The estimate, the gradient's new state, and the loss of the batch as a function."""
         reduction = as_rows(data).reduction(batch, self.gradient.is_keyed)
         if reduction is None:
@@ -232,7 +235,8 @@ class Solver:
         return estimate, after, lambda p: value_in_parts(gradient, reduction, p, state)
 
     def _penalty(self, params: PyTree) -> Float[Array, ""]:
-        penalty = self.penalty(params)  # type: ignore[misc]
+        assert self.penalty is not None
+        penalty = self.penalty(params)
         if jnp.shape(penalty) != ():
             raise TypeError(
                 f"penalty {self.penalty!r} returned an array of shape "
@@ -246,7 +250,7 @@ def check(
     params: PyTree,
     data: PyTree,
     *,
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
     model_state: PyTree = None,
 ) -> None:
     """Check the parts of a solver against their contracts: for tests of custom parts.
@@ -273,7 +277,7 @@ def check(
     contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
 
 
-def _copy(leaf: Any) -> jax.Array:
+def _copy(leaf: ArrayLike) -> Array:
     """A strong-typed copy, so that a state can be donated."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return jnp.copy(leaf)

@@ -1,18 +1,20 @@
 """When a run stops, and why.
 
 A stop is a pair, `init() -> state` and `update(check, state) -> (reason, state)`. Its reason is an
-int32[]: `Reason.RUNNING` (0) to go on, any other code to stop. It looks at a `Check`, made every so
-many steps by `run_until` or once an epoch by `fit`; smaller is better, so hand a score to maximise
-over negated. Tolerances are leaves.
+int32[]: `Reason.RUNNING` (0) to continue, any other code to stop. It gets a `Check` from
+`run_until` at regular steps, or from `fit` after each epoch. A smaller monitored value is better.
+Tolerances are leaves.
 """
 
 import abc
 import enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, field, number, part, set_fields
@@ -21,10 +23,10 @@ from jaxsgd.schedules import scalar
 
 
 class Reason(enum.IntEnum):
-    """Why a run ended. `Reason(int(ending.reason))` tells what a compiled run returned.
+    """Why a run ended. `Reason(int(ending.reason))` is the reason that a compiled run returned.
 
     >>> print(jaxsgd.Reason.SMALL_STEP)
-    the step became as small as asked for
+    the norm of the last update is at most the tolerance
     """
 
     RUNNING = 0
@@ -41,7 +43,7 @@ class Reason(enum.IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Reason | None":
-        """A code of a stop of one's own, so that the end of a run never fails on it."""
+        """The code of a custom stop, so that no code makes the end of a run fail."""
         return cls.STOPPED if isinstance(value, int) else None
 
     def __str__(self) -> str:
@@ -53,12 +55,12 @@ class Reason(enum.IntEnum):
 
 SENTENCES = {
     Reason.RUNNING: "still running",
-    Reason.CONVERGED: "the monitored objective hardly changes any more",
-    Reason.SMALL_GRADIENT: "the gradient became as small as asked for",
-    Reason.SMALL_STEP: "the step became as small as asked for",
-    Reason.NO_IMPROVEMENT: "the monitored value did not improve for as long as asked for",
-    Reason.DIVERGED: "diverged: not finite any more, or too far above the start",
-    Reason.STOPPED: "a stop of your own said so",
+    Reason.CONVERGED: "the last change of the monitored value is at most the tolerance",
+    Reason.SMALL_GRADIENT: "the norm of the last gradient is at most the tolerance",
+    Reason.SMALL_STEP: "the norm of the last update is at most the tolerance",
+    Reason.NO_IMPROVEMENT: "the monitored value did not improve for `patience` checks",
+    Reason.DIVERGED: "diverged: a value is not finite, or the monitored one is far above its start",
+    Reason.STOPPED: "a custom stop ended the run",
     Reason.MAX_STEPS: "all steps were run",
     Reason.EPOCHS: "all epochs were run",
     Reason.INTERRUPTED: "interrupted; the result is that of the last whole epoch",
@@ -67,24 +69,24 @@ SENTENCES = {
 
 
 class Check(NamedTuple):
-    """What a stop sees. Floats are float32, or float64 in x64 mode."""
+    """What a stop gets. Floats are float32, or float64 in x64 mode."""
 
-    step: Any  # int32[]: steps taken
-    monitor: Any  # float[]: the objective, or what was chosen to be watched
-    grad_norm: Any  # float[]: of the last step, as `Info` has it
-    update_norm: Any  # float[]: of the last step
+    step: Int[Array, ""] | int  # steps taken
+    monitor: Float[Array, ""] | float  # the objective, or another value to be monitored
+    grad_norm: Float[Array, ""] | float  # of the last step, as in `Info`
+    update_norm: Float[Array, ""] | float  # of the last step
 
 
 class Ending(NamedTuple):
     """How a run ended."""
 
-    reason: Any  # int32[]: a `Reason`
-    step: Any  # int32[]: steps taken; where diverged, also the step that was not finite
-    checks: Any  # int32[]: checks made, the valid length of the trace
+    reason: Int[Array, ""]  # a `Reason`
+    step: Int[Array, ""]  # steps taken; where diverged, the step that was not finite counts too
+    checks: Int[Array, ""]  # checks made, the valid length of the trace
 
     def __str__(self) -> str:
-        if isinstance(self.reason, jax.core.Tracer) or jnp.ndim(self.reason):
-            return repr(self)  # traced, or of many lanes
+        if isinstance(self.reason, Tracer) or jnp.ndim(self.reason):
+            return repr(self)  # traced, or of many runs
         reason = Reason(int(self.reason))
         return f"stopped at step {int(self.step)}, check {int(self.checks)}: {reason}"
 
@@ -92,7 +94,7 @@ class Ending(NamedTuple):
 class Stop(abc.ABC):
     """When a run stops, and why. A custom stop subclasses this contract.
 
-    It sees a `Check` every so many steps of `run_until`, or once an epoch of `fit`.
+    It gets a `Check` at regular steps of `run_until`, or after each epoch of `fit`.
 
     >>> @jaxsgd.part
     ... class Below(jaxsgd.Stop):
@@ -104,14 +106,16 @@ class Stop(abc.ABC):
     """
 
     @abc.abstractmethod
-    def init(self) -> Any:
+    def init(self) -> PyTree:
         """The state before the first check."""
 
     @abc.abstractmethod
-    def update(self, check: Check, state: Any) -> tuple[Any, Any]:
+    def update(
+        self, check: Check, state: PyTree
+    ) -> tuple[Int[Array, ""] | Bool[Array, ""], PyTree]:
         """The reason, and the state after the check.
 
-        The reason is an int32[] (`Reason.RUNNING`, 0, to go on), or a bool[]: True is
+        The reason is an int32[] (`Reason.RUNNING`, 0, to continue), or a bool[]: True is
         `Reason.STOPPED`.
         """
 
@@ -119,15 +123,16 @@ class Stop(abc.ABC):
 class ConvergedState(NamedTuple):
     """The last check's monitor, and whether there was one."""
 
-    monitor: jax.Array
-    seen: jax.Array
+    monitor: Float[Array, ""]
+    seen: Bool[Array, ""]
 
 
 @part
 class Converged(Stop):
     """The monitor changed little since the last check: `|f' - f| <= atol + rtol |f|`.
 
-    A change between checks, not between steps: a mean over few minibatches changes by its noise.
+    f and f' are the monitors of two checks in a row, not of two steps. A mean over few minibatches
+    changes by its noise.
 
     Args:
       atol: in the units of the monitor, at least 0.
@@ -148,8 +153,8 @@ class Converged(Stop):
         """The state before the first check."""
         return ConvergedState(jnp.zeros((), _float()), jnp.zeros((), bool))
 
-    def update(self, check: Check, state: ConvergedState) -> tuple[jax.Array, ConvergedState]:
-        """The reason (int32[]), and the state after the check."""
+    def update(self, check: Check, state: ConvergedState) -> tuple[Int[Array, ""], ConvergedState]:
+        """The reason, and the state after the check."""
         atol, rtol = (scalar(x, "Converged's tolerance") for x in (self.atol, self.rtol))
         monitor = jnp.asarray(check.monitor, _float())
         change = jnp.abs(monitor - state.monitor)
@@ -160,11 +165,11 @@ class Converged(Stop):
 
 @part
 class SmallGradient(Stop):
-    """The last step's gradient is small: `|grads| <= atol`, Euclidean.
+    """The gradient of the last step is small: `|grads| <= atol` in the Euclidean norm.
 
-    Of the loss and the solver's penalty: with `FullBatch` the gradient of the objective; of a
-    minibatch it has the noise of its rows. A penalty in `Proximal` has none, and that of the loss
-    alone does not vanish there: use `SmallStep`.
+    The gradient is that of the loss and the solver's penalty: of the full objective with
+    `FullBatch`, of the batch otherwise, with the noise of its rows. A penalty in `Proximal` is not
+    a part of it, and the gradient of the loss alone is not 0 at the minimum: use `SmallStep`.
 
     >>> reason, _ = jaxsgd.SmallGradient(0.1).update(jaxsgd.Check(0, 1.0, 0.05, 1.0), ())
     >>> int(reason) == jaxsgd.Reason.SMALL_GRADIENT
@@ -177,17 +182,17 @@ class SmallGradient(Stop):
         """No state."""
         return ()
 
-    def update(self, check: Check, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
-        """The reason (int32[]), and the state after the check."""
-        is_small = check.grad_norm <= scalar(self.atol, "SmallGradient's atol")
+    def update(self, check: Check, state: tuple[()]) -> tuple[Int[Array, ""], tuple[()]]:
+        """The reason, and the state after the check."""
+        is_small = jnp.asarray(check.grad_norm) <= scalar(self.atol, "SmallGradient's atol")
         return _reason(Reason.SMALL_GRADIENT, is_small), state
 
 
 @part
 class SmallStep(Stop):
-    """The parameters hardly change: `|params' - params| <= atol` in the last step, Euclidean.
+    """The last update is small: `|params' - params| <= atol` in the Euclidean norm.
 
-    A decaying rate makes steps small anywhere: a small step is no sign of a minimum.
+    A decaying rate makes updates small anywhere: a small update is no sign of a minimum.
 
     >>> reason, _ = jaxsgd.SmallStep(0.1).update(jaxsgd.Check(0, 1.0, 1.0, 0.05), ())
     >>> int(reason) == jaxsgd.Reason.SMALL_STEP
@@ -200,27 +205,27 @@ class SmallStep(Stop):
         """No state."""
         return ()
 
-    def update(self, check: Check, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
-        """The reason (int32[]), and the state after the check."""
-        is_small = check.update_norm <= scalar(self.atol, "SmallStep's atol")
+    def update(self, check: Check, state: tuple[()]) -> tuple[Int[Array, ""], tuple[()]]:
+        """The reason, and the state after the check."""
+        is_small = jnp.asarray(check.update_norm) <= scalar(self.atol, "SmallStep's atol")
         return _reason(Reason.SMALL_STEP, is_small), state
 
 
 class EarlyStoppingState(NamedTuple):
-    """The best monitor so far, and the checks since."""
+    """The best monitor so far, and the number of checks since."""
 
-    best: jax.Array
-    since: jax.Array
+    best: Float[Array, ""]
+    since: Int[Array, ""]
 
 
 @part
 class EarlyStopping(Stop):
-    """No improvement for `patience` checks in a row; one is `monitor < best - min_delta`.
+    """No improvement, `monitor < best - min_delta`, for `patience` checks in a row.
 
-    Prechelt, "Early stopping, but when?" (1998). A monitor that is not a number is none.
+    A monitor of NaN is not an improvement. Prechelt, "Early stopping, but when?" (1998).
 
     Args:
-      patience: checks without improvement after which to stop, at least 1; a leaf.
+      patience: the number of checks without improvement after which to stop, at least 1; a leaf.
       min_delta: in the units of the monitor, at least 0.
 
     >>> stop = jaxsgd.EarlyStopping(patience=2)
@@ -232,7 +237,7 @@ class EarlyStopping(Stop):
     ([0, 0, 0, 4], 2.0)
     """
 
-    patience: Any = field(converter=validation.whole_number(1))
+    patience: Number = field(converter=validation.whole_number(1))
     min_delta: Number = number(default=0.0, converter=validation.real())
 
     def init(self) -> EarlyStoppingState:
@@ -241,8 +246,8 @@ class EarlyStopping(Stop):
 
     def update(
         self, check: Check, state: EarlyStoppingState
-    ) -> tuple[jax.Array, EarlyStoppingState]:
-        """The reason (int32[]), and the state after the check."""
+    ) -> tuple[Int[Array, ""], EarlyStoppingState]:
+        """The reason, and the state after the check."""
         monitor = jnp.asarray(check.monitor, _float())
         min_delta = scalar(self.min_delta, "EarlyStopping's min_delta").astype(monitor.dtype)
         is_better = monitor < state.best - min_delta
@@ -255,17 +260,17 @@ class EarlyStopping(Stop):
 class DivergedState(NamedTuple):
     """The first check's monitor, and whether there was one."""
 
-    start: jax.Array
-    seen: jax.Array
+    start: Float[Array, ""]
+    seen: Bool[Array, ""]
 
 
 @part
 class Diverged(Stop):
     """The monitor is not finite, or above the first check's by `factor` times its size.
 
-    `f - f_0 > (factor - 1) |f_0|`, which is `f > factor f_0` for a positive start, and holds for a
-    negative one; a start of exactly 0 has no size, and only what is not finite counts. Where loss,
-    gradient or parameters are not finite, `run_until` and `fit` stop without being asked.
+    `f - f_0 > (factor - 1) |f_0|`, which is `f > factor f_0` for a positive start and also covers a
+    negative one; from a start of exactly 0 only a monitor that is not finite counts. `run_until`
+    and `fit` always stop where the loss, the gradient or the parameters are not finite.
 
     Args:
       factor: at least 1.
@@ -282,8 +287,8 @@ class Diverged(Stop):
         """The state before the first check."""
         return DivergedState(jnp.zeros((), _float()), jnp.zeros((), bool))
 
-    def update(self, check: Check, state: DivergedState) -> tuple[jax.Array, DivergedState]:
-        """The reason (int32[]), and the state after the check."""
+    def update(self, check: Check, state: DivergedState) -> tuple[Int[Array, ""], DivergedState]:
+        """The reason, and the state after the check."""
         monitor = jnp.asarray(check.monitor, _float())
         start = jnp.where(state.seen, state.start, monitor)
         factor = scalar(self.factor, "Diverged's factor")
@@ -294,7 +299,7 @@ class Diverged(Stop):
 
 @part
 class AnyOf(Stop):
-    """The first of several stops, in their order, that says so.
+    """Several stops; the reason is that of the first, in their order, that stops.
 
     >>> stop = jaxsgd.AnyOf(jaxsgd.Converged(1e-3), jaxsgd.EarlyStopping(5), jaxsgd.Diverged())
     >>> reason, state = stop.update(jaxsgd.Check(0, jnp.nan, 0.0, 0.0), stop.init())
@@ -313,8 +318,8 @@ class AnyOf(Stop):
 
     def update(
         self, check: Check, state: tuple[PyTree, ...]
-    ) -> tuple[jax.Array, tuple[PyTree, ...]]:
-        """The reason (int32[]), and the states after the check."""
+    ) -> tuple[Int[Array, ""], tuple[PyTree, ...]]:
+        """The reason, and the states after the check."""
         results = [
             check_stop(*each) for each in zip(self.stops, [check] * len(state), state, strict=True)
         ]
@@ -324,8 +329,8 @@ class AnyOf(Stop):
         return reason, tuple(inner for _, inner in results)
 
 
-def as_stop(stop: Any, name: str = "stop") -> Stop:
-    """A stop as it is; anything else is refused."""
+def as_stop(stop: Stop, name: str = "stop") -> Stop:
+    """A stop, unchanged; anything else is refused."""
     if not isinstance(stop, type | Stop):
         raise TypeError(
             f"{name} is {stop!r}, expected one such as jaxsgd.Converged(1e-4), or AnyOf(a, b) of "
@@ -334,7 +339,7 @@ def as_stop(stop: Any, name: str = "stop") -> Stop:
     return as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4)")
 
 
-def as_reason(reason: Any) -> Int[Array, ""]:
+def as_reason(reason: Int[Array, ""] | Bool[Array, ""] | int) -> Int[Array, ""]:
     """A stop's reason as an int32[]; True is `Reason.STOPPED`.
 
     Raises:
@@ -346,14 +351,14 @@ def as_reason(reason: Any) -> Int[Array, ""]:
     ):
         raise TypeError(
             f"a stop's update returned a reason of {reason.dtype} and shape {reason.shape}, "
-            "expected an int32 or a bool scalar: jaxsgd.Reason.RUNNING (0) to go on"
+            "expected an int32 or a bool scalar: jaxsgd.Reason.RUNNING (0) to continue"
         )
     if reason.dtype == bool:
         reason = jnp.where(reason, int(Reason.STOPPED), int(Reason.RUNNING))
     return reason.astype(jnp.int32)
 
 
-def check_stop(stop: Stop, check: "Check", state: Any) -> tuple[Int[Array, ""], Any]:
+def check_stop(stop: Stop, check: Check, state: PyTree) -> tuple[Int[Array, ""], PyTree]:
     """The reason and the new state of a stop's update, checked while tracing.
 
     Raises:
@@ -368,9 +373,9 @@ def check_stop(stop: Stop, check: "Check", state: Any) -> tuple[Int[Array, ""], 
     return as_reason(returned[0]), returned[1]
 
 
-def _float() -> Any:
+def _float() -> np.dtype:
     return jax.dtypes.canonicalize_dtype(float)
 
 
-def _reason(reason: Reason, is_met: jax.Array) -> jax.Array:
+def _reason(reason: Reason, is_met: Bool[Array, ""]) -> Int[Array, ""]:
     return jnp.where(is_met, int(reason), int(Reason.RUNNING)).astype(jnp.int32)

@@ -9,6 +9,8 @@ import jaxlib
 import matplotlib
 import pytest
 
+from tests import runtime_types
+
 matplotlib.use("Agg")
 jax.config.update("jax_debug_key_reuse", True)  # law 7
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for meshes; the first is used elsewhere
@@ -28,6 +30,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="compile with less effort, and leave out the files that compare bits",
     )
+    parser.addoption(
+        "--unchecked",
+        action="store_true",
+        help="do not check the calls of jaxsgd's functions against their annotations",
+    )
 
 
 # a program that another worker, test or notebook compiled in this session is not compiled again
@@ -38,6 +45,8 @@ CACHE = {
 
 
 def pytest_configure(config):
+    if not config.option.unchecked:
+        runtime_types.install()
     if not hasattr(config, "workerinput"):
         config.jax_cache = tempfile.mkdtemp(prefix="jaxsgd-tests-")
         for name, value in (CACHE | {"jax_compilation_cache_dir": config.jax_cache}).items():

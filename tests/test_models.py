@@ -149,7 +149,7 @@ def test_keys_and_layers_start_apart():
         (lambda: jaxsgd.models.MLP((3,)), ValueError, r"MLP's sizes are \(3,\), expected features and outputs"),
         (lambda: jaxsgd.models.MLP((3, 0, 2)), ValueError, r"each of MLP's sizes is 0, expected 1 to"),
         (lambda: jaxsgd.models.MLP((3, 1.5, 2)), TypeError, r"each of MLP's sizes is 1\.5 of type float"),
-        (lambda: jaxsgd.models.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would stay alike"),
+        (lambda: jaxsgd.models.MLP((3, 4, 2), initialise="zeros"), ValueError, r"hidden units would remain equal"),
         (lambda: jaxsgd.models.MLP((3, 4, 2), initialise="best"), ValueError, r"initialise is 'best', expected one of"),
     ],
 )  # fmt: skip

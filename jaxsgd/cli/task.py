@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from jaxsgd.cli.tables import BROKEN, Table
 from jaxsgd.core.part import part, static
 from jaxsgd.models import MLP, Linear
-from jaxsgd.penalties import L2, ElasticNet, kept
+from jaxsgd.penalties import L2, ElasticNet, selected
 from jaxsgd.random.permutation import permute
 
 FORMAT = "jaxsgd model 2"  # increased when the previous version could not read a new model.npz
@@ -196,8 +196,9 @@ def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[f
     from scipy.optimize import minimize
 
     flat, unravel = ravel_pytree(params)
-    weighs = jax.tree.map(lambda keep, x: jnp.full_like(x, keep), kept(penalty, params), params)
-    l1 = penalty.l1 * np.asarray(ravel_pytree(weighs)[0], np.float64)
+    is_selected = selected(penalty.mask, params)
+    counts = jax.tree.map(lambda keep, x: jnp.full_like(x, keep), is_selected, params)
+    l1 = penalty.l1 * np.asarray(ravel_pytree(counts)[0], np.float64)
 
     @jax.jit
     def objective(flat: jax.Array, rows: Any) -> jax.Array:
@@ -211,7 +212,8 @@ def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[f
         above, below = parts.reshape(2, -1)
         value, grads = slope((above - below).astype(np.float32), data)
         grads = np.asarray(grads, np.float64)
-        return float(value) + l1 @ (above + below), np.concatenate([grads + l1, l1 - grads])
+        total = float(value) + float(l1 @ (above + below))
+        return total, np.concatenate([grads + l1, l1 - grads])
 
     found = minimize(
         split,

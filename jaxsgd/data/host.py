@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import count, cycle, islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ GAP = 2**16  # bytes: a gap up to this is read, and not used, rather than skippe
 RUN = 2**24  # bytes: the longest run that is read at a time
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a leaf of `HostRows` has. A `shape` and a `dtype` are used where it has them."""
 

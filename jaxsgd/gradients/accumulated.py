@@ -1,6 +1,6 @@
 """The gradient of a batch in parts, one after the other."""
 
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -44,7 +44,7 @@ class Accumulated(Gradient):
         return self.gradient.is_keyed
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> PyTree:
         """The gradient's state before the first step."""
         return self.gradient.init(params, data, key, model_state)

@@ -4,7 +4,7 @@ import abc
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.losses import Loss
@@ -70,7 +70,7 @@ class Gradient(abc.ABC):
 
     @abc.abstractmethod
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> PyTree:
         """The state before the first step, such as `GradientState()`.
 

@@ -5,7 +5,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, number, part, set_fields, static
@@ -100,7 +100,7 @@ class PerExampleClipped(Gradient):
         return self.loss.keyed
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> GradientState:
         """The state before the first step."""
         refuse_model_state(model_state, self)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, field, part
@@ -80,7 +80,7 @@ class MinibatchGradient(Gradient):
         return self.loss.keyed
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> GradientState:
         """The state before the first step, from the model state of a loss that has one."""
         if self.loss.has_model_state and model_state is None:

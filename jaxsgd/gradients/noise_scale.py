@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, number, part
@@ -75,7 +75,7 @@ class NoiseScaleGradient(Gradient):
     decay: Number = number(default=0.99, converter=validation.real(below=1))
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> NoiseState:
         """The state before the first step."""
         zero = lambda: jnp.zeros((), accumulator_of(params))  # noqa: E731

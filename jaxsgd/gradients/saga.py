@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxsgd.core.part import field, part
 from jaxsgd.core.records import Batch, Estimate
@@ -85,7 +85,7 @@ class SAGA(Gradient):
         return None
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> SAGAState:
         """The state before the first step: nothing was seen."""
         refuse_model_state(model_state, self)

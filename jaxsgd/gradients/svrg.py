@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -77,7 +77,7 @@ class SVRG(Gradient):
     needs_row_index = True
 
     def init(
-        self, params: PyTree, data: PyTree, key: Key[Array, ""], model_state: PyTree = None
+        self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> SVRGState:
         """The state before the first step, which takes the first full gradient."""
         refuse_model_state(model_state, self)
@@ -109,7 +109,10 @@ class SVRG(Gradient):
 
 
 def full_gradient(
-    loss: Loss, params: PyTree, data: PyTree, key: Key[Array, ""] | None = None
+    loss: Loss | Callable[..., PyTree],
+    params: PyTree,
+    data: PyTree,
+    key: PRNGKeyArray | None = None,
 ) -> PyTree:
     """The gradient of the mean loss over all rows, in parts."""
     n = as_rows(data).size

@@ -138,9 +138,9 @@ def permute_each(
     """
     size, _, _, rounds, excess = networks
     keys: Any = _round_keys(key, epoch, rounds)
-    # A CPU loops over the rounds, each for all positions: 0.7 us a step instead of 1.2. In a single
-    # expression it takes one vector of positions through all rounds, and each round waits for the
-    # result of the one before. Larger arrays would leave the nearest cache.
+    # A CPU loops over the rounds, each for all positions: 0.7 us per step instead of 1.2. In one
+    # expression it would take a vector of positions through all rounds, each of which waits for the
+    # result of the one before. More positions than in LOOPED would leave the nearest cache.
     in_loop = positions.size in LOOPED and jax.default_backend() == "cpu"
     keys = jnp.stack(keys) if in_loop else keys
     x = _encrypt(positions.astype(jnp.uint32), keys, networks, salt, in_loop)

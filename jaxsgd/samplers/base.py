@@ -163,7 +163,7 @@ class EpochSampler(CounterSampler):
 
     def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        epoch, positions, weight = self._positions(jnp.asarray(step, jnp.int32))
+        epoch, positions, weight = self.positions(jnp.asarray(step, jnp.int32))
         return Batch(self.rows(key, epoch, positions), weight)
 
     @property
@@ -172,7 +172,7 @@ class EpochSampler(CounterSampler):
         whole, rest = divmod(self.known_size, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def _positions(
+    def positions(
         self, step: Int[Array, ""]
     ) -> tuple[Int[Array, ""], Int[Array, " B"], Float[Array, " B"]]:
         """The epoch of a step, the positions it takes of that epoch's order, and their weights."""

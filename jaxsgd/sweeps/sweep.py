@@ -214,8 +214,8 @@ def _runs_that_fit(call: PyTree, axes: Any, plan: Plan, runs: int, progress: boo
     fitting = max(1, int(runs * max(half - results, 0) / need))
     if progress:
         print(
-            f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB of memory, more than half "
-            f"of its {2 * half / 1e9:.3g} GB (the results alone take {results / 1e9:.3g} GB); "
+            f"sweep: {runs:,} runs at once may take {need / 1e9:.3g} GB, more than half of the "
+            f"device's {2 * half / 1e9:.3g} GB (the results alone take {results / 1e9:.3g} GB); "
             f"computing at most {fitting:,} at a time",
             file=sys.stderr,
         )

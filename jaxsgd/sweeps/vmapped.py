@@ -92,7 +92,7 @@ def _constrain(results: PyTree, plan: Plan) -> PyTree:
 
 
 def _run(call: Any, axes: Any, plan: Plan) -> PyTree:
-    """The compact results of all runs: two traces of `fn`, of which the first computes nothing."""
+    """The compact results of all runs. `fn` is traced twice: first to find what depends on what."""
     leaves, structure = jax.tree.flatten(call)
     one_run, axes, count = partial(_one_run, structure), list(axes), len(axes)
     mapped = [
@@ -183,12 +183,9 @@ def _split_over_mesh(
     """The program on a mesh: each device computes its own runs, which exchange nothing."""
 
     def spec(at: list[int]) -> PartitionSpec:
-        is_split = plan.split_axis in at
-        return (
-            PartitionSpec(*[None] * at.index(plan.split_axis), RUNS)
-            if is_split
-            else PartitionSpec()
-        )
+        if plan.split_axis not in at:
+            return PartitionSpec()
+        return PartitionSpec(*[None] * at.index(plan.split_axis), RUNS)
 
     return jax.shard_map(
         program,

@@ -108,7 +108,7 @@ class Trainer:
         cuts = (
             _cuts(at, epochs * self.steps, self.steps, self.checkpoint_every) if ahead else iter(())
         )
-        record = Function(_told if self.stop is None else _told_norms)
+        record = Function(_record_loss if self.stop is None else _record_norms)
         pieces = advances(
             self.solver,
             fit.state,
@@ -247,12 +247,12 @@ def _cuts(at: int, total: int, steps: int, every: int) -> Iterator[int]:
         at = end
 
 
-def _told(state: State, info: Info, batch: Batch) -> Any:
+def _record_loss(state: State, info: Info, batch: Batch) -> Any:
     return info.loss, jnp.sum(batch.weight > 0)
 
 
-def _told_norms(state: State, info: Info, batch: Batch) -> Any:
-    return (*_told(state, info, batch), info.grad_norm, info.update_norm)
+def _record_norms(state: State, info: Info, batch: Batch) -> Any:
+    return (*_record_loss(state, info, batch), info.grad_norm, info.update_norm)
 
 
 @jax.jit

@@ -161,7 +161,7 @@ def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
         ("fit t.csv --target y --loss logistic", "expected 2 classes"),
         ("fit t.csv --target y --seed -1", "expected 0 to 4294967295"),
         ("fit t.csv --target y --model tree", "--model is 'tree'"),
-        ("fit t.csv --target y --model mlp:4 --init zeros", "all hidden units would stay alike"),
+        ("fit t.csv --target y --model mlp:4 --init zeros", "all hidden units would remain equal"),
         ("fit t.csv --target y --loss squared", "invalid choice: 'squared'"),
         ("fit t.csv --target y --momentum 0.9", "--momentum goes with --rule momentum"),
         (

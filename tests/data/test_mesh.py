@@ -11,6 +11,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.data.base import as_rows
+from jaxsgd.sweeps import sweep
 from tests import processes, table
 
 N, RAGGED = 48, 43  # 8 shards of 6 rows, or of 5 and 6: padding, and a walk that is slow to compile
@@ -120,21 +121,21 @@ def test_runs_are_spread_over_a_mesh_and_each_over_another_axis(problem, monkeyp
     alone = jaxsgd.sweep(train, data, params, over=OVER)
     spread = jaxsgd.sweep(train, data, params, over=OVER, mesh=mesh(2, names=("runs",)))
     chex.assert_trees_all_close(spread.value, alone.value, rtol=2e-5)
-    assert len(jax.tree.leaves(spread.lanes)[0].sharding.device_set) == 2
+    assert len(jax.tree.leaves(spread.runs)[0].sharding.device_set) == 2
     with_key_axis = jaxsgd.sweep(
         train, data, params, over=OVER, mesh=mesh(3, names=("runs",)), chunk=7
     )
     chex.assert_trees_all_close(with_key_axis.value, alone.value, rtol=2e-5)
 
     compiled = []
-    real = jaxsgd.sweeps.all_lanes
+    real = sweep.run_all
 
-    def all_lanes(*args, **options):
+    def run_all(*args, **options):
         compiled.append(real.lower(*args, **options).compile())
         return real(*args, **options)
 
-    all_lanes.trace = real.trace
-    monkeypatch.setattr(jaxsgd.sweeps, "all_lanes", all_lanes)
+    run_all.trace = real.trace
+    monkeypatch.setattr(sweep, "run_all", run_all)
     one = jaxsgd.sweep(train, jaxsgd.MeshRows(data, mesh(1)), params, over=OVER)
     both = mesh(2, 4, names=("runs", "data"))
     data_of = lambda mesh: jaxsgd.MeshRows(data, mesh)  # noqa: E731

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 import jaxsgd
-from jaxsgd.random.bits import words
+from jaxsgd.random.bits import random_words
 from jaxsgd.samplers import importance, stratified
 from tests import table
 from tests.test_laws import no_compilation
@@ -78,7 +78,7 @@ def test_the_words_are_shared_out_whole(probabilities):
 
     # a word's row, and its share, are those of a search in the whole table
     edges = np.append(state.last[:n][:: n // 1000 + 1], np.uint32([0, 2**32 - 1]))
-    random = words(KEY, jnp.int32(3), 512)[0]
+    random = random_words(KEY, jnp.int32(3), 512)[0]
     word = np.concatenate([random, edges, edges + np.uint32(1)])
     index, found = jax.jit(importance._found)(state.last, word)
     np.testing.assert_array_equal(index, np.searchsorted(state.last[:n], word))

@@ -8,7 +8,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.core.part import as_callable
-from jaxsgd.core.trees import as_arguments
+from jaxsgd.core.trees import as_arguments, words_of
 from jaxsgd.sweeps import memory, vmapped
 from jaxsgd.sweeps.axes import as_axes, value_at
 from tests import table
@@ -154,6 +154,34 @@ def test_runs_continue_and_share_what_depends_on_no_axis(problem, tmp_path):
         jaxsgd.sweep(go_on, started, problem[0], over={"learning_rate": [1, 2, 3]})
 
 
+def test_results_have_length_1_on_axes_that_they_do_not_depend_on():
+    """Also through loops whose carry depends on an axis in part, and on an axis of no use."""
+
+    def fn(a, b, key, unused):
+        def body(_, carry):
+            x, y, key = carry
+            return x + a, jax.lax.cond(y > 2, lambda y: y * b, lambda y: y + 1.0, y), key
+
+        x, y, key = jax.lax.fori_loop(0, 3, body, (0.0, 1.0, key))
+        _, total = jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] + y), (0, 0.0))
+        return {"x": x, "y": y, "key": key, "total": total, "both": x + y, "none": jnp.ones(2)}
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    over = {"a": [1.0, 2.0, 3.0], "unused": [1, 2], "key": keys, "b": np.arange(5.0)}
+    runs = jaxsgd.sweep(fn, over=over).runs
+    shapes = {name: x.shape for name, x in runs.items()}
+    assert shapes == {
+        "x": (3, 1, 1, 1),
+        "y": (1, 1, 1, 5),
+        "key": (1, 1, 2, 1),
+        "total": (1, 1, 1, 5),
+        "both": (3, 1, 1, 5),
+        "none": (1, 1, 1, 1, 2),
+    }
+    cut = jaxsgd.sweep(fn, over=over, chunk=7, progress=False).runs
+    jax.tree.map(np.testing.assert_array_equal, words_of(cut), words_of(runs))
+
+
 def test_chunks_give_the_same_from_one_program(problem, monkeypatch, capsys):
     over = {
         "learning_rate": np.geomspace(0.001, 0.1, 7),
@@ -171,7 +199,7 @@ def test_chunks_give_the_same_from_one_program(problem, monkeypatch, capsys):
     close(whole.value, bounded.value)
     printed = capsys.readouterr().err
     assert "21 runs at once may take" in printed
-    assert "half of its 4e-06 GB" in printed
+    assert "half of the device's 4e-06 GB" in printed
     assert "chunk/s" in printed
 
 
