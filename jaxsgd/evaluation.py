@@ -6,14 +6,14 @@ from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, as_optional_callable, field, part, static
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulator_of, as_arguments, gather
+from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.base import as_rows
 from jaxsgd.losses import Loss, RowLoss, RowsLoss
 from jaxsgd.samplers.epochs import Sequential
@@ -26,7 +26,7 @@ def evaluate(
     params: PyTree,
     data: PyTree,
     *,
-    sample_weight: np.ndarray | Num[Array, " n"] | None = None,
+    sample_weight: SampleWeight | None = None,
     batch_size: SupportsIndex = 1024,
     model_state: PyTree = None,
 ) -> PyTree[Float[Array, "..."]]:
@@ -71,7 +71,7 @@ def means_over(
     metrics: Mapping[str, MetricLike],
     params: PyTree,
     data: PyTree,
-    sample_weight: np.ndarray | Num[Array, " n"] | None,
+    sample_weight: SampleWeight | None,
     model_state: PyTree,
     batch_size: int = 1024,
 ) -> dict[str, PyTree[Float[Array, "..."]]]:
@@ -89,7 +89,7 @@ def means_over(
 
 @partial(jax.jit, static_argnames="batch_size")
 def _evaluate(
-    data: PyTree, sample_weight: Num[Array, " n"] | None, *args: PyTree, batch_size: int
+    data: PyTree, sample_weight: Shaped[Array, " n"] | None, *args: PyTree, batch_size: int
 ) -> PyTree[Float[Array, "..."]]:
     add = partial(_add, batch_size=batch_size)
     return _means(as_rows(data).total(add, sample_weight, batch_size, *args))
@@ -104,7 +104,7 @@ def _means(sums: PyTree) -> PyTree[Float[Array, "..."]]:
 @partial(jax.jit, static_argnames="batch_size")
 def _add(
     data: PyTree,
-    sample_weight: Num[Array, " n"] | None,
+    sample_weight: Shaped[Array, " n"] | None,
     sums: PyTree,
     forms: "dict[str, Metric]",
     params: PyTree,
@@ -124,7 +124,7 @@ def _add(
         if sample_weight is not None:
             weight = weight * gather(sample_weight, index).astype(dtype)
 
-        def total(values: Num[Array, "B ..."]) -> Float[Array, "..."]:
+        def total(values: Shaped[Array, "B ..."]) -> Float[Array, "..."]:
             factor = weight.reshape(-1, *(1,) * (values.ndim - 1))
             return jnp.sum(jnp.where(factor > 0, values.astype(dtype) * factor, 0), axis=0)
 
@@ -206,7 +206,7 @@ class Objective:
     penalty: Callable[[PyTree], Float[Array, ""]] | None = field(
         default=None, converter=as_optional_callable
     )
-    sample_weight: np.ndarray | Num[Array, " n"] | None = None
+    sample_weight: SampleWeight | None = None
     at: Callable[[State], PyTree] | None = static(default=None, kw_only=True)
     batch_size: int = static(default=1024, kw_only=True)
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import as_callable, field, part, set_fields, static
+from jaxsgd.core.part import as_callable, field, part, static
 from jaxsgd.losses import RowLoss
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
@@ -68,7 +69,7 @@ class Linear:
             return {"weight": layer["weight"][0], "bias": layer["bias"][0]}
         return layer
 
-    def __call__(self, params: PyTree, x: Float[Array, "... d"]) -> Float[Array, "..."]:
+    def __call__(self, params: PyTree, x: Num[Array, "... d"] | np.ndarray) -> Float[Array, "..."]:
         """The output (float[k] or float[]) for a row, or the outputs for several rows."""
         return x @ params["weight"].T + params["bias"]
 
@@ -79,6 +80,14 @@ class Linear:
     def of_layers(self, layers: tuple[PyTree, ...]) -> PyTree:
         """The params that have these layers."""
         return layers[0]
+
+
+def _as_sizes(sizes: tuple[int, ...] | list[int], name: str = "sizes") -> tuple[int, ...]:
+    if not isinstance(sizes, tuple | list):
+        raise TypeError(f"{name} are {sizes!r}, expected a tuple such as (784, 128, 10)")
+    if len(sizes) < 2:
+        raise ValueError(f"{name} are {sizes}, expected features and outputs at least")
+    return tuple(validation.integer(size, f"each of {name}", 1) for size in sizes)
 
 
 @part
@@ -100,21 +109,10 @@ class MLP:
     (3,)
     """
 
-    sizes: tuple[int, ...] = static()
+    sizes: tuple[int, ...] = static(converter=_as_sizes)
     initialise: str = static(default="lecun", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sizes, tuple | list):
-            raise TypeError(
-                f"MLP's sizes are {self.sizes!r}, expected a tuple such as (784, 128, 10)"
-            )
-        set_fields(self, sizes=tuple(self.sizes))
-        if len(self.sizes) < 2:
-            raise ValueError(
-                f"MLP's sizes are {self.sizes}, expected features and outputs at least"
-            )
-        for size in self.sizes:
-            validation.integer(size, "each of MLP's sizes", 1)
         _check_init(self.initialise)
         if self.initialise == "zeros" and len(self.sizes) > 2:
             raise ValueError(
@@ -128,7 +126,9 @@ class MLP:
         sizes = zip(keys, self.sizes[:-1], self.sizes[1:], strict=True)
         return tuple(_layer(k, fan_in, fan_out, self.initialise) for k, fan_in, fan_out in sizes)
 
-    def __call__(self, params: PyTree, x: Float[Array, "... d"]) -> Float[Array, "... k"]:
+    def __call__(
+        self, params: PyTree, x: Num[Array, "... d"] | np.ndarray
+    ) -> Float[Array, "... k"]:
         """The outputs for a row, or for several rows."""
         *hidden, last = params
         for layer in hidden:
@@ -164,7 +164,7 @@ class ModelLoss:
     """
 
     model: Linear | MLP = field()
-    fn: Callable[..., Float[Array, ""]] = field(converter=as_callable)
+    fn: Callable[..., jax.Array] = field(converter=as_callable)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Linear | MLP):
@@ -173,8 +173,8 @@ class ModelLoss:
                 "another model a loss is a function of (params, row)"
             )
 
-    def __call__(self, params: PyTree, row: PyTree) -> Float[Array, ""]:
-        """The loss of a row (x, y)."""
+    def __call__(self, params: PyTree, row: PyTree) -> jax.Array:
+        """The loss (float[]) of a row (x, y)."""
         x, y = row
         return self.fn(self.model(params, x), y)
 

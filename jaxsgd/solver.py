@@ -8,13 +8,14 @@ import numpy as np
 import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, as_optional_callable, field, part
 from jaxsgd.core.records import Batch, Estimate, Info, State
 from jaxsgd.core.trees import accumulate, gather, is_finite, strong
+from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.base import BatchRows, as_rows
 from jaxsgd.gradients.base import Gradient
 from jaxsgd.gradients.minibatch import MinibatchGradient, as_gradient, as_linear_gradient
@@ -36,7 +37,7 @@ def as_sampler(sampler: Sampler, name: str = "sampler") -> Sampler:
 
 
 def _as_sample_weight(
-    weight: np.ndarray | Num[Array, "..."] | None, name: str = "sample_weight"
+    weight: SampleWeight | None, name: str = "sample_weight"
 ) -> Float[Array, "..."] | None:
     """Sample weights scaled to a mean of 1, or as they are where that is their mean already."""
     if weight is None:

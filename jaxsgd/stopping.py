@@ -55,7 +55,7 @@ class Reason(enum.IntEnum):
 
 SENTENCES = {
     Reason.RUNNING: "still running",
-    Reason.CONVERGED: "the last change of the monitored value is at most the tolerance",
+    Reason.CONVERGED: "the monitored value changed by at most the tolerance",
     Reason.SMALL_GRADIENT: "the norm of the last gradient is at most the tolerance",
     Reason.SMALL_STEP: "the norm of the last update is at most the tolerance",
     Reason.NO_IMPROVEMENT: "the monitored value did not improve for `patience` checks",
@@ -69,12 +69,12 @@ SENTENCES = {
 
 
 class Check(NamedTuple):
-    """What a stop gets. Floats are float32, or float64 in x64 mode."""
+    """What a stop gets. Floats are float32, or float64 in x64 mode; `fit` gives NumPy arrays."""
 
-    step: Int[Array, ""] | int  # steps taken
-    monitor: Float[Array, ""] | float  # the objective, or another value to be monitored
-    grad_norm: Float[Array, ""] | float  # of the last step, as in `Info`
-    update_norm: Float[Array, ""] | float  # of the last step
+    step: Int[Array, ""] | np.ndarray  # steps taken
+    monitor: Float[Array, ""] | np.ndarray  # the objective, or another value to be monitored
+    grad_norm: Float[Array, ""] | np.ndarray  # of the last step, as in `Info`
+    update_norm: Float[Array, ""] | np.ndarray  # of the last step
 
 
 class Ending(NamedTuple):

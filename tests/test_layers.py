@@ -29,7 +29,7 @@ LAYERS = """
     diagnostics   noise_scale smoothness
     problems
     plots         curves surfaces sweeps
-    cli           options tables task sweep main
+    cli           options tables task sweep parser main
     about
 """
 FOLDER = Path(jaxsgd.__path__[0])

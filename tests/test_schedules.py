@@ -153,8 +153,9 @@ def test_refusals():
         ValueError, match="Warmup's steps is 3000000000, expected a whole number of at most"
     ):
         Warmup(0.1, 3_000_000_000)
+    unmapped = jax.tree.map(lambda rate: None, jaxsgd.SGD(0.1))
     with pytest.raises(TypeError, match="learning_rate is None, expected a number"):
-        jaxsgd.SGD(None).update(jnp.ones(2), jaxsgd.SGD(None).init(jnp.ones(2)))
+        unmapped.update(jnp.ones(2), unmapped.init(jnp.ones(2)))
     plain = jaxsgd.SGD(0.1).init(jnp.ones(2))
     with pytest.raises(ValueError, match="the rule's state counts no steps"):
         jaxsgd.SGD(StepDecay(0.1, 0.5, 3)).update(jnp.ones(2), plain)

@@ -1,18 +1,21 @@
 """The parts that the command names: `cosine`, `patience:5`, `ema:0.99`.
 
-A part is written as a name and, after a colon, its numbers; those left out follow from the learning
-rate and the number of steps.
+A part is written as a name and, after a colon, its numbers; the default of a number may depend on
+the learning rate and the number of steps.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import jax
 
-from jaxsgd.penalties import L1
+from jaxsgd.core.validation import Number
+from jaxsgd.penalties import L1, Mask
 from jaxsgd.rules.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.rules.averaging import EMA, TailAverage
+from jaxsgd.rules.base import Rule
 from jaxsgd.rules.descent import SGD, Momentum, Nesterov
 from jaxsgd.rules.line_search import LineSearch
 from jaxsgd.rules.proximal import Proximal
@@ -22,29 +25,41 @@ from jaxsgd.schedules import (
     ExponentialDecay,
     InverseTimeDecay,
     LinearDecay,
+    Rate,
     StepDecay,
     WarmRestarts,
     Warmup,
 )
-from jaxsgd.stopping import AnyOf, Converged, Diverged, EarlyStopping, SmallGradient, SmallStep
+from jaxsgd.stopping import (
+    AnyOf,
+    Converged,
+    Diverged,
+    EarlyStopping,
+    SmallGradient,
+    SmallStep,
+    Stop,
+)
+
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Choice(NamedTuple):
-    """A part of the command: what makes it, and its numbers, each with what it is if left out.
+@dataclass(frozen=True)
+class Choice(Generic[T_co]):
+    """A part that can be named: what makes it, and its numbers with their defaults.
 
-    A default may be a function of what comes before the numbers.
+    A default may be a function of the arguments of `choose` that follow the choices.
     """
 
-    make: Callable[..., Any]
-    numbers: dict[str, Any]
+    make: Callable[..., T_co]
+    numbers: dict[str, float | Callable[..., float]]
 
     def __str__(self) -> str:
         opened = "".join(f"[{',' if i else ':'}{name}" for i, name in enumerate(self.numbers))
         return opened + "]" * len(self.numbers)
 
 
-# make(learning_rate, momentum), and the rate that suits standardised rows
-RULES: dict[str, tuple[Callable[..., Any], float | None]] = {
+# make(learning_rate, momentum), and a good rate for standardised rows; None: it takes no rate
+RULES: dict[str, tuple[Callable[[Rate, Number], Rule], float | None]] = {
     "sgd": (lambda a, m: SGD(a), 0.05),
     "momentum": (Momentum, 0.01),
     "nesterov": (Nesterov, 0.01),
@@ -56,20 +71,20 @@ RULES: dict[str, tuple[Callable[..., Any], float | None]] = {
 WITH_MOMENTUM = ("momentum", "nesterov")
 
 # make(learning_rate, *numbers), defaults by rate and steps; decays end at a hundredth of the rate
-SCHEDULES = {
+SCHEDULES: dict[str, Choice[Rate]] = {
     "constant": Choice(lambda a: a, {}),
     "linear": Choice(LinearDecay, {"FINAL": lambda a, n: a / 100, "STEPS": lambda a, n: n}),
     "cosine": Choice(CosineDecay, {"FINAL": 0.0, "STEPS": lambda a, n: n}),
     "inverse": Choice(InverseTimeDecay, {"DECAY": lambda a, n: 99 / n}),
     "compound": Choice(CompoundDecay, {"DECAY": lambda a, n: 2 * math.log(100) / n**2}),
     "exponential": Choice(ExponentialDecay, {"DECAY": lambda a, n: math.log(100) / n}),
-    "step": Choice(StepDecay, {"FACTOR": 0.1, "EVERY": lambda a, n: max(n // 3, 1)}),
+    "step": Choice(StepDecay, {"FACTOR": 0.1, "PERIOD": lambda a, n: max(n // 3, 1)}),
     "restarts": Choice(
         WarmRestarts, {"FINAL": 0.0, "STEPS": lambda a, n: max(n / 7, 1), "FACTOR": 2.0}
     ),
 }
 
-STOPS = {
+STOPS: dict[str, Choice[Stop]] = {
     "converged": Choice(Converged, {"ATOL": 1e-4, "RTOL": 0.0}),
     "gradient": Choice(SmallGradient, {"ATOL": 1e-6}),
     "step": Choice(SmallStep, {"ATOL": 1e-6}),
@@ -78,73 +93,76 @@ STOPS = {
 }
 
 # make(rule, number), defaults by rule and steps
-AVERAGES = {
+AVERAGES: dict[str, Choice[Rule]] = {
     "tail": Choice(TailAverage, {"START_STEP": lambda rule, n: n // 2}),
-    "ema": Choice(EMA, {"DECAY": lambda rule, n: max(1 - 10 / max(n, 1), 0)}),  # over a tenth
+    "ema": Choice(EMA, {"DECAY": lambda rule, n: max(1 - 10 / max(n, 1), 0)}),  # a tenth of the run
 }
 
 
 def rule(
     name: str,
     *,
-    learning_rate: Any,
-    momentum: Any,
+    learning_rate: Number | None,
+    momentum: Number | None,
     schedule: str,
     warmup: int,
     average: str | None,
-    l1: Any,
-    mask: Any,
+    l1: Number,
+    mask: Mask,
     steps: int,
-) -> Any:
-    """The rule of a run of so many steps; its numbers may be traced, where a sweep is over them.
+) -> Rule:
+    """The rule of a run of `steps` steps; its numbers may be traced, in a sweep over them.
 
     Raises:
       ValueError: options that do not go together, or an unknown part.
     """
     make, default = RULES[name]
     if momentum is not None and name not in WITH_MOMENTUM:
-        told = f"--momentum goes with --rule {' or '.join(WITH_MOMENTUM)}"
-        raise ValueError(f"{told}, but --rule is {name}")
+        expected = f"--momentum goes with --rule {' or '.join(WITH_MOMENTUM)}"
+        raise ValueError(f"{expected}, but --rule is {name}")
     if name == "line-search" and (learning_rate is not None or schedule != "constant" or warmup):
         raise ValueError(
             "--rule line-search finds its own rates: leave out --learning-rate, --schedule and "
             "--warmup"
         )
-    rate: Any = None
+    rate: Rate = 0.0
     if default is not None:
         rate = default if learning_rate is None else learning_rate
         rate = choose("--schedule", schedule, SCHEDULES, rate, max(steps - warmup, 1))
         rate = Warmup(rate, warmup) if warmup else rate
     made = make(rate, 0.9 if momentum is None else momentum)
-    if isinstance(l1, jax.Array) or l1:  # whether a traced one is 0 cannot be asked
+    if isinstance(l1, jax.Array) or l1:  # the value of a traced one is not known
         if not isinstance(made, SGD | Momentum):
             raise ValueError(
-                f"--l1 is a proximal step at the rule's one rate, so --rule is sgd or momentum "
-                f"there, but it is {name}"
+                "--l1 is a proximal step at the rule's learning rate, so --rule must be sgd or "
+                f"momentum, but it is {name}"
             )
         made = Proximal(made, L1(l1, mask))
     return made if average is None else choose("--average", average, AVERAGES, made, steps)
 
 
-def stop(specs: list[str]) -> Any:
-    """Any of the stops, or None of none."""
+def stop(specs: list[str]) -> Stop | None:
+    """A stop at any of several conditions; None where there are none."""
     stops = [choose("--stop", spec, STOPS) for spec in specs]
     return stops[0] if len(stops) == 1 else AnyOf(*stops) if stops else None
 
 
-def choose(option: str, spec: str, choices: dict[str, Choice], *context: Any) -> Any:
-    """The part that a spec such as `cosine:0.001` names, made with the first of its context."""
+def choose(option: str, spec: str, choices: dict[str, Choice[T_co]], *context: object) -> T_co:
+    """The part that a spec such as `cosine:0.001` names.
+
+    It is made of the first of the context and its numbers; default numbers depend on the context.
+    """
     name, _, rest = spec.partition(":")
     if name not in choices:
         raise ValueError(f"{option} is {spec!r}, expected one of {', '.join(choices)}")
-    make, defaults = choices[name]
+    choice = choices[name]
     texts = rest.split(",") if rest else []
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
         numbers = None
-    if numbers is None or len(numbers) > len(defaults):
-        raise ValueError(f"{option} is {spec!r}, expected {name}{choices[name]} with numbers")
-    for default in list(defaults.values())[len(numbers) :]:
+    if numbers is None or len(numbers) > len(choice.numbers):
+        raise ValueError(f"{option} is {spec!r}, expected {name}{choice} with numbers")
+    for default in list(choice.numbers.values())[len(numbers) :]:
         numbers.append(default(*context) if callable(default) else default)
-    return make(*context[:1], *numbers)
+    return choice.make(*context[:1], *numbers)

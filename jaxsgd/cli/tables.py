@@ -1,21 +1,21 @@
-"""Rows from a user's file: CSV, Parquet or NPZ, as float features and a target.
+"""Rows from a user's file (CSV, Parquet or NPZ) as float features and a target, for the command.
 
-For the command. What does not fit is told in one sentence that names the column and the line.
+Each error is one sentence that names the column and the line.
 """
 
 import csv
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # a torn npz
+BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a damaged npz
 
 
 class Table(NamedTuple):
-    """Rows of numbers, and what is to be predicted."""
+    """Rows of numbers, and the target to be predicted."""
 
     names: list[str]
     features: np.ndarray  # float32[n, d]
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 
 def read(path: str, *, target: str | None, names: list[str] | None = None) -> Table:
-    """Read a table; `names` are the feature columns wanted, all but the target where None."""
+    """Read a table; `names` are the feature columns, all but the target where None."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path} is no file, expected a .csv, .parquet or .npz file")
@@ -33,9 +33,7 @@ def read(path: str, *, target: str | None, names: list[str] | None = None) -> Ta
     if names is None:
         names = [name for name in columns if name != target]
         if not names:
-            raise ValueError(
-                f"{path} has no column beside the target {target!r}, expected features"
-            )
+            raise ValueError(f"{path} has no column but the target {target!r}, expected features")
     for name in names:
         if name not in columns:
             raise ValueError(
@@ -60,8 +58,8 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
         read = pandas.read_csv if file.suffix == ".csv" else pandas.read_parquet
         frame = read(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' own errors are ValueErrors
-        told = " ".join(str(error).split())
-        raise ValueError(f"{file} could not be read as {file.suffix[1:]}: {told}") from error
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{file} could not be read as {file.suffix[1:]}: {cause}") from error
     if file.suffix == ".csv" and not isinstance(frame.index, pandas.RangeIndex):
         raise ValueError(f"{file} has more fields in its rows than names in its header, line 1")
     if file.suffix == ".csv":
@@ -72,8 +70,9 @@ def _read_frame(file: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{file} has two columns named {twice[0]!r} in its header, line 1")
     for number, name in enumerate(frame.columns, start=1):
         if str(name).startswith("Unnamed: "):
-            told = f"{file}: column {number} has no name in the header, line 1"
-            raise ValueError(f"{told}; name it or drop it")
+            raise ValueError(
+                f"{file}: column {number} has no name in the header, line 1; name it or drop it"
+            )
     return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
@@ -89,8 +88,7 @@ def _read_npz(file: Path, target: str | None) -> dict[str, np.ndarray]:
             raise ValueError(f"{file}: array {name!r} has a bracket in its name, kept for columns")
         if array.ndim not in (1, 2) or (name == target and array.ndim != 1):
             expected = "(rows,)" if name == target else "(rows,) or (rows, features)"
-            told = f"{file}: array {name!r} has shape {array.shape}, expected {expected}"
-            raise ValueError(told)
+            raise ValueError(f"{file}: array {name!r} has shape {array.shape}, expected {expected}")
         if array.ndim == 1:
             columns[name] = array
         else:
@@ -124,7 +122,7 @@ def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
                     "expected a number; drop the column or encode it as numbers"
                 ) from None
         column = column.astype(np.float64)
-    with np.errstate(over="ignore"):  # told below, with its line
+    with np.errstate(over="ignore"):  # reported below, with its line
         values = column.astype(np.float32)
     infinite = ~np.isfinite(values)
     if infinite.any():
@@ -137,11 +135,11 @@ def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
 
 
 def _line(file: Path, row: int) -> str:
-    """Where a row stands: the line of a CSV file, blank lines and quoted line breaks counted."""
+    """The place of a row: the line of a CSV file, blank lines and quoted line breaks counted."""
     if file.suffix != ".csv":
         return f"row {row + 1}"
     with file.open(newline="") as lines:
-        reader: Any = csv.reader(lines)
+        reader = csv.reader(lines)
         records = (reader.line_num for record in reader if record)
         for number, line in enumerate(records):
             if number == row + 1:  # after the header

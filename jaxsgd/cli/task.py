@@ -1,17 +1,17 @@
-"""What the command trains: a model and a loss by name, standardised rows, a model's file."""
+"""The task of the command: a model and a loss by name, standardised rows, the file of a model."""
 
 import json
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsgd.cli.tables import BROKEN, Table
 from jaxsgd.core.part import part, static
@@ -32,13 +32,13 @@ LOSSES = (*NUMBERS, *CLASSIFIERS)
 
 @part
 class Task:
-    """A model and its loss by name; itself the loss of one row `(x, y)`."""
+    """A model and its loss by name; a function of params and one row `(x, y)`."""
 
-    model: Any
+    model: Linear | MLP
     loss: str = static()
 
-    def __call__(self, params: PyTree, row: Any) -> jax.Array:
-        """The loss (float[]) of a row."""
+    def __call__(self, params: PyTree, row: tuple[jax.Array, jax.Array]) -> Float[Array, ""]:
+        """The loss of a row."""
         x, y = row
         output = self.model(params, x)
         if self.loss == "softmax":
@@ -49,8 +49,10 @@ class Task:
             return optax.hinge_loss(output[0], 2 * y - 1)
         return NUMBERS[self.loss](output[0], y)
 
-    def predict(self, params: PyTree, x: jax.Array) -> jax.Array:
-        """Probabilities or a hinge's scores (float[..., k]), or a number (float[..., 1])."""
+    def predict(
+        self, params: PyTree, x: Float[Array, "... d"] | np.ndarray
+    ) -> Float[Array, "... k"]:
+        """Probabilities or, of a hinge loss, scores of k classes, or one number (k = 1)."""
         output = self.model(params, x)
         if self.loss == "softmax":
             return jax.nn.softmax(output)
@@ -63,11 +65,11 @@ class Task:
 
 @part
 class Accuracy:
-    """Whether a task's likeliest class is the row's."""
+    """Whether the most probable class of a task's prediction is that of the row."""
 
     task: Task
 
-    def __call__(self, params: PyTree, row: Any) -> jax.Array:
+    def __call__(self, params: PyTree, row: tuple[jax.Array, jax.Array]) -> Bool[Array, ""]:
         return jnp.argmax(self.task.predict(params, row[0])) == row[1]
 
 
@@ -76,7 +78,7 @@ class FormatError(ValueError):
 
 
 class Rows(NamedTuple):
-    """Rows ready for training, standardised with the training part's statistics, and split."""
+    """Rows for training, standardised with the statistics of the training part, and split."""
 
     train: tuple[np.ndarray, np.ndarray]
     held_out: tuple[np.ndarray, np.ndarray] | None
@@ -87,10 +89,12 @@ class Rows(NamedTuple):
     unit: np.ndarray  # float64[2]: the mean and scale of a target of numbers; 0 and 1 of classes
 
 
-def prepare(table: Table, loss: str, *, test_fraction: float, seed: int) -> Rows:
+def prepare(
+    table: Table, target: np.ndarray, loss: str, *, test_fraction: float, seed: int
+) -> Rows:
     """Number a target's classes, hold out rows at random, standardise features and numbers."""
     n = len(table.features)
-    y, classes = _encode(table.target, loss)
+    y, classes = _encode(target, loss)
     held_out = round(n * test_fraction)
     if held_out >= n:
         raise ValueError(f"--test-fraction {test_fraction} of {n} rows leaves none to train on")
@@ -108,12 +112,12 @@ def prepare(table: Table, loss: str, *, test_fraction: float, seed: int) -> Rows
     return Rows((x[train], y[train]), rest, table.names, classes, mean, scale, unit)
 
 
-def standardise(x: np.ndarray, mean: Any, scale: Any) -> np.ndarray:
+def standardise(x: np.ndarray, mean: np.ndarray | float, scale: np.ndarray | float) -> np.ndarray:
     """`(x - mean) / scale`, float32 of x's shape."""
     return ((x.astype(np.float64) - mean) / scale).astype(np.float32)
 
 
-def _encode(target: Any, loss: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _encode(target: np.ndarray, loss: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The target as numbers, and the labels of the classes if the loss has classes."""
     if loss not in CLASSIFIERS:
         return target, None
@@ -124,8 +128,10 @@ def _encode(target: Any, loss: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"the target holds {fractions[0]}, expected classes for --loss {loss}")
     if len(classes) < 2 or (loss in BINARY and len(classes) > 2):
         expected = "2 classes" if loss in BINARY else "at least 2 classes"
-        told = f"the target holds {len(classes)} different values, expected {expected}"
-        raise ValueError(f"{told} for --loss {loss}")
+        raise ValueError(
+            f"the target holds {len(classes)} different values, expected {expected} for --loss "
+            f"{loss}"
+        )
     return y.astype(np.float32 if loss in BINARY else np.int32), classes
 
 
@@ -145,7 +151,7 @@ def task_for(spec: str, loss: str, rows: Rows, initialise: str | None = None) ->
 
 
 def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:
-    """Write a model with all that predicting needs: an npz of plain arrays, no pickle in it."""
+    """Write a model and all that a prediction needs: an npz of plain arrays, without pickle."""
     facts = {"format": FORMAT, "version": version("jaxsgd")}
     facts |= {"model": spec, "loss": loss, "names": rows.names}
     arrays = {"facts": np.array(json.dumps(facts)), "mean": rows.mean, "scale": rows.scale}
@@ -157,10 +163,10 @@ def save(path: Path, params: PyTree, rows: Rows, spec: str, loss: str) -> None:
 
 
 def load(path: str) -> tuple[Task, PyTree, Rows]:
-    """Read a model back; its `Rows` have no rows.
+    """Read a model; its `Rows` have statistics and names, but no rows.
 
     Raises:
-      ValueError: no such file, none that `save` wrote, or one of another format.
+      ValueError: there is no such file, `save` did not write it, or it has another format.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is no file, expected the model.npz that jaxsgd fit wrote")
@@ -183,15 +189,19 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
     except FormatError:
         raise
     except (KeyError, TypeError, AttributeError, *BROKEN) as error:
-        told = f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
-        raise ValueError(told) from error
+        raise ValueError(
+            f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
+        ) from error
     return task, jax.tree.unflatten(jax.tree.structure(shapes), leaves), rows
 
 
-def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[float, float, bool]:
-    """The objective at params, at the minimum that SciPy's L-BFGS finds, and whether it did.
+def lbfgs(
+    params: PyTree, task: Task, penalty: ElasticNet, data: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float, bool]:
+    """The objective at params, at the minimum of SciPy's L-BFGS, and whether that converged.
 
-    The l1 part is smooth in the positive and negative parts of the parameters, both at least 0.
+    L-BFGS minimises over the positive and negative parts of the parameters, both at least 0, in
+    which the l1 penalty is smooth.
     """
     from scipy.optimize import minimize
 
@@ -201,16 +211,16 @@ def lbfgs(params: PyTree, task: Task, penalty: ElasticNet, data: Any) -> tuple[f
     l1 = penalty.l1 * np.asarray(ravel_pytree(counts)[0], np.float64)
 
     @jax.jit
-    def objective(flat: jax.Array, rows: Any) -> jax.Array:
+    def objective(flat: Float[Array, " p"], rows: tuple[jax.Array, jax.Array]) -> Float[Array, ""]:
         params = unravel(flat)
         smooth = L2(penalty.l2, penalty.mask)
         return jnp.mean(jax.vmap(partial(task, params))(rows)) + smooth(params)
 
-    slope = jax.jit(jax.value_and_grad(objective))
+    value_and_grad = jax.jit(jax.value_and_grad(objective))
 
     def split(parts: np.ndarray) -> tuple[float, np.ndarray]:
         above, below = parts.reshape(2, -1)
-        value, grads = slope((above - below).astype(np.float32), data)
+        value, grads = value_and_grad((above - below).astype(np.float32), data)
         grads = np.asarray(grads, np.float64)
         total = float(value) + float(l1 @ (above + below))
         return total, np.concatenate([grads + l1, l1 - grads])

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key, Num, PyTree
+from jaxtyping import Array, Key, Num, PyTree, Shaped
 
 # an array of several numbers is for a part that is mapped over with `jax.vmap`
 Number = int | float | np.number | np.ndarray | Num[Array, "..."]
+SampleWeight = Shaped[np.ndarray, "... n"] | Shaped[Array, "... n"]  # floats, ints or a mask
 
 MAX_SIZE = 2**31 - 1  # row indices are int32
 

@@ -18,7 +18,7 @@ from typing import NoReturn, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num, PyTree
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import default_property
@@ -100,7 +100,7 @@ class Rows(abc.ABC):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Num[Array, " n"] | None,
+        sample_weight: Shaped[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:
@@ -189,7 +189,7 @@ class ArrayRows(Rows):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Num[Array, " n"] | None,
+        sample_weight: Shaped[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:
@@ -253,7 +253,7 @@ class BatchRows(Rows):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Num[Array, " n"] | None,
+        sample_weight: Shaped[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Num, PyTree
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.records import State
@@ -96,7 +96,7 @@ class StreamedRows(Rows):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Num[Array, " n"] | None,
+        sample_weight: Shaped[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, Num, PyTree
+from jaxtyping import Array, Int, Num, PyTree, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
@@ -167,7 +167,7 @@ class MeshRows(Rows):
     def total(
         self,
         add: Callable[..., PyTree],
-        sample_weight: Num[Array, " n"] | None,
+        sample_weight: Shaped[Array, " n"] | None,
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:
@@ -176,7 +176,7 @@ class MeshRows(Rows):
         def own(
             rows: PyTree,
             first: Int[Array, ""],
-            sample_weight: Num[Array, " n"] | None,
+            sample_weight: Shaped[Array, " n"] | None,
             *args: PyTree,
         ) -> PyTree:
             weight = self.weights(sample_weight, first, ArrayRows(rows).size)
@@ -229,7 +229,7 @@ class MeshRows(Rows):
         return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
 
     def weights(
-        self, sample_weight: Num[Array, " n"] | None, first: Int[Array, ""], held: int
+        self, sample_weight: Shaped[Array, " n"] | None, first: Int[Array, ""], held: int
     ) -> Num[Array, " held"]:
         """The weights (float[held]) of the rows from a place on: 0 on padding."""
         least, rest = divmod(self.size, self.shards)

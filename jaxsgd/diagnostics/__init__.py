@@ -1,4 +1,4 @@
-"""What a run is like: how smooth its objective is, and how noisy its gradients are."""
+"""Diagnostics of an objective: how smooth it is, and how noisy its gradients are."""
 
 from jaxsgd.diagnostics.noise_scale import noise_scale
 from jaxsgd.diagnostics.smoothness import Smoothness, estimate_smoothness

@@ -1,10 +1,10 @@
-"""TODO."""
+"""The noise of the gradients of rows at given parameters."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.records import NoiseEstimate
@@ -15,12 +15,18 @@ from jaxsgd.gradients.svrg import full_gradient
 from jaxsgd.losses import RowLoss, as_loss
 
 
-def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> NoiseEstimate:
+def noise_scale(
+    loss: RowLoss | Callable[[PyTree, PyTree], Float[Array, ""]],
+    params: PyTree,
+    data: PyTree,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> NoiseEstimate:
     """The simple noise scale `tr(Sigma) / |G|^2` at some params, exact over the rows.
 
-    `Sigma = 1/n sum_i g_i g_i^T - G G^T`. A batch of so many rows has as much noise as signal: far
-    smaller ones need proportionally more steps, far larger ones save few (McCandlish et al. 2018).
-    Costs a gradient of each row, a few at a time.
+    `Sigma = 1/n sum_i g_i g_i^T - G G^T`. A batch of this size has as much noise as signal: far
+    smaller batches need proportionally more steps, far larger ones save few steps (McCandlish et
+    al. 2018). The cost is a gradient of each row, a few at a time.
 
     Args:
       loss: a function of `(params, row)`, or a `RowLoss` without a model state.
@@ -32,7 +38,8 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
       `NoiseEstimate(variance, signal, scale)`, float[] each.
 
     Raises:
-      TypeError: another loss, a `keyed` one without a key, or rows that stay on the host.
+      TypeError: the loss is of another form, it is `keyed` and there is no key, or the rows are on
+        the host.
 
     >>> y = jnp.array([1.0, 3.0])  # gradients -1 and -3
     >>> loss = lambda theta, y: (theta - y) ** 2 / 2
@@ -44,7 +51,7 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
     if not isinstance(form, RowLoss) or form.has_model_state:
         raise TypeError(
             f"noise_scale's loss is {loss!r}, expected a function of (params, row), or a RowLoss "
-            "without a model state: only then has a row a gradient of its own"
+            "without a model state: only these define a gradient for each row"
         )
     if form.keyed and key is None:
         raise TypeError("noise_scale was given no key, expected one: the loss is keyed")
@@ -55,10 +62,12 @@ def noise_scale(loss: Any, params: PyTree, data: PyTree, *, key: Any = None) -> 
 
 
 @jax.jit
-def _noise_scale(loss: RowLoss, params: PyTree, data: PyTree, key: Any) -> NoiseEstimate:
+def _noise_scale(
+    loss: RowLoss, params: PyTree, data: PyTree, key: Key[Array, ""] | None
+) -> NoiseEstimate:
     mean = full_gradient(loss, params, data, key)
     signal = squared_norm(mean)
     again = None if key is None else jax.random.clone(key)
-    # centred before they are squared, as the difference of two large numbers would be rounding
+    # centred before they are squared: the difference of two large numbers would be rounding error
     variance = jnp.mean(squared_norms(loss, params, data, again, mean))
     return NoiseEstimate(variance, signal, variance / signal)

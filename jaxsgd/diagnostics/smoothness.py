@@ -1,37 +1,38 @@
-"""How curved an objective is, and the constant rate that it allows."""
+"""The smoothness of an objective, and the constant learning rate that it allows."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, number, part, static
 from jaxsgd.core.trees import accumulate, as_arguments, like, squared_norm
+from jaxsgd.core.validation import Number
 from jaxsgd.data.base import as_rows, require_resident
 from jaxsgd.gradients.svrg import full_gradient
 from jaxsgd.losses import RowLoss, as_loss
 
-CHUNK = 256  # rows whose curvature is looked for at a time
+CHUNK = 256  # rows whose curvature is estimated at a time
 
 
 @part
 class Smoothness:
-    """The constants L by which an objective of n rows is smooth, and rates from them.
+    """The smoothness constants L of an objective of n rows, and learning rates from them.
 
-    For batches of B rows without replacement the constant is between that of the worst row and
-    that of the mean: `L_B = (n (B - 1) L + (n - B) L_row) / (B (n - 1)) + L_penalty`. With known
-    constants: of a linear model `L = c |eigenvalue of X^T X / n|` and `L_row = c max |x|^2`, X with
-    a column of ones for the bias, c = 1 for `l2_loss`, 1/4 for a logistic and 1/2 for a softmax
-    loss; of `L2(s)` it is s.
+    For batches of B rows without replacement the constant is between that of the least smooth row
+    and that of the mean: `L_B = (n (B - 1) L + (n - B) L_row) / (B (n - 1)) + L_penalty`. A
+    linear model has `L = c |eigenvalue of X^T X / n|` and `L_row = c max |x|^2`, X with a column of
+    ones for the bias, c = 1 for `l2_loss`, 1/4 for a logistic and 1/2 for a softmax loss; the
+    constant of `L2(s)` is s.
 
     Args:
-      mean: L, of the mean loss. A leaf, as the others.
-      row: L_row, the largest of a row's.
+      mean: L, of the mean loss; a leaf.
+      row: L_row, the largest of the rows' constants; a leaf.
       size: n, the number of rows.
-      penalty: L_penalty.
+      penalty: L_penalty; a leaf.
 
     Gower et al., "SGD: general analysis and improved rates" (2019); Gazagnadou et al., "Optimal
     mini-batch and step sizes for SAGA" (2019).
@@ -41,56 +42,52 @@ class Smoothness:
     (10.0, 1.0, 0.0333)
     """
 
-    mean: Any = number()
-    row: Any = number()
-    size: int = static()
-    penalty: Any = number(default=0.0)
+    mean: Number = number(converter=validation.real())
+    row: Number = number(converter=validation.real())
+    size: int = static(converter=validation.whole(1))
+    penalty: Number = number(default=0.0, converter=validation.real())
 
-    def __post_init__(self) -> None:
-        for name in ("mean", "row", "penalty"):
-            validation.number(getattr(self, name), f"Smoothness's {name}")
-        validation.integer(self.size, "Smoothness's size", 1)
-
-    def minibatch(self, batch_size: int) -> Any:
-        """L_B (float[]), of batches of so many rows."""
+    def minibatch(self, batch_size: int) -> Number:
+        """L_B, the constant for batches of `batch_size` rows."""
         n, size = self.size, validation.integer(batch_size, "batch_size", 1, self.size)
         if n == 1:
             return self.row + self.penalty
         whole, rest = n * (size - 1) / (size * (n - 1)), (n - size) / (size * (n - 1))
         return whole * self.mean + rest * self.row + self.penalty
 
-    def rate(self, batch_size: int) -> Any:
-        """`1 / (3 L_B)` (float[]): the constant learning rate of `SAGA` and `SVRG`."""
+    def rate(self, batch_size: int) -> Number:
+        """`1 / (3 L_B)`: the constant learning rate of `SAGA` and `SVRG`."""
         return 1 / (3 * self.minibatch(batch_size))
 
 
 def estimate_smoothness(
-    loss: Any,
+    loss: RowLoss | Callable[[PyTree, PyTree], Float[Array, ""]],
     params: PyTree,
     data: PyTree,
     *,
-    key: jax.Array,
-    penalty: Any = None,
+    key: PRNGKeyArray,
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
     iterations: int = 50,
 ) -> Smoothness:
     """The `Smoothness` of a loss at some params, by power iteration on Hessian-vector products.
 
     `v <- H v / |H v|`: `|H v|` grows to the largest absolute eigenvalue of the Hessian of the mean
-    loss, of each row's, and of the penalty. At the params given: a logistic loss of a linear model
-    is most curved where all are 0; a softmax of more than two classes is not, and c = 1/2 bounds
-    it. Proximal penalties have no part in it. Costs `iterations` passes of about four
-    gradients, twice.
+    loss, of that of each row, and of that of the penalty. The estimates are those at the given
+    params: a logistic loss of a linear model has its largest curvature where all params are 0; a
+    softmax of more than two classes does not, and c = 1/2 bounds it. Do not give the penalty of a
+    `Proximal` rule. The cost is `iterations` passes of about four gradients, twice.
 
     Args:
       loss: a function of `(params, row)`, or a `RowLoss` without key or model state.
       params: the parameters.
       data: the rows, arrays.
-      key: where the iterations start.
+      key: for the random start of the iterations.
       penalty: None, or a function `params -> scalar`.
-      iterations: how many, at least 1; fewer find less of it, and so rates that are too large.
+      iterations: the number of iterations, at least 1; with few, the estimates are too small, and
+        so the rates too large.
 
     Raises:
-      TypeError: another loss, or rows that stay on the host.
+      TypeError: the loss is of another form, or the rows are on the host.
 
     >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
     >>> loss = lambda w, x: (x @ w) ** 2 / 2
@@ -115,29 +112,37 @@ def estimate_smoothness(
 
 @partial(jax.jit, static_argnames="iterations")
 def _constants(
-    loss: RowLoss, params: PyTree, data: PyTree, key: jax.Array, penalty: Any, *, iterations: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    loss: RowLoss,
+    params: PyTree,
+    data: PyTree,
+    key: Key[Array, ""],
+    penalty: Callable[[PyTree], Float[Array, ""]] | None,
+    *,
+    iterations: int,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """The constants of the mean loss, of the least smooth row, and of the penalty."""
     wide = accumulate(params)
     leaves, tree = jax.tree.flatten(wide)
     keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
     normals = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     start = jax.tree.unflatten(tree, normals)
 
-    def largest(slope: Any) -> jax.Array:
-        """The largest eigenvalue's size of the Hessian whose products are slopes of `slope`."""
+    def largest(gradient: Callable[[PyTree], PyTree]) -> Float[Array, ""]:
+        """The largest absolute eigenvalue of the Hessian, the derivative of `gradient`."""
 
-        def turn(_: Any, found: Any) -> Any:
-            direction, _ = found
-            product = jax.jvp(slope, (wide,), (direction,))[1]
+        def iterate(
+            _: Int[Array, ""], found: tuple[PyTree, Float[Array, ""]]
+        ) -> tuple[PyTree, Float[Array, ""]]:
+            product = jax.jvp(gradient, (wide,), (found[0],))[1]
             norm = jnp.sqrt(squared_norm(product))
             scale = 1 / jnp.where(norm > 0, norm, 1)
             return jax.tree.map(lambda x: x * scale.astype(x.dtype), product), norm
 
         norm = jnp.sqrt(squared_norm(start))
         unit = jax.tree.map(lambda x: x / norm.astype(x.dtype), start)
-        return jax.lax.fori_loop(0, iterations, turn, (unit, jnp.zeros_like(norm)))[1]
+        return jax.lax.fori_loop(0, iterations, iterate, (unit, jnp.zeros_like(norm)))[1]
 
-    def of_row(row: PyTree) -> jax.Array:
+    def of_row(row: PyTree) -> Float[Array, ""]:
         return largest(jax.grad(lambda wide: loss.one(like(wide, params), row, None, None)[0]))
 
     mean = largest(lambda wide: full_gradient(loss, like(wide, params), data))

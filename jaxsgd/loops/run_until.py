@@ -62,7 +62,7 @@ def run_until(
     >>> state, trace, ending = jaxsgd.run_until(
     ...     solver, state, problem.data, jaxsgd.Converged(1e-4), max_steps=1000, check_every=5)
     >>> print(ending)
-    stopped at step 35, check 7: the last change of the monitored value is at most the tolerance
+    stopped at step 35, check 7: the monitored value changed by at most the tolerance
     """
     max_steps = validation.integer(max_steps, "max_steps", 1)
     windows = windows_of(max_steps, "max_steps", check_every, "check_every")

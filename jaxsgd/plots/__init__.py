@@ -1,4 +1,4 @@
-"""Pictures of runs: each function draws on matplotlib axes (extra `plots`) and returns them."""
+"""Plots of runs: each function draws on matplotlib axes (extra `plots`) and returns them."""
 
 from jaxsgd.plots.curves import fitted_line, learning_curve, learning_curves
 from jaxsgd.plots.surfaces import basins, surface

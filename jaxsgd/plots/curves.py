@@ -1,16 +1,25 @@
-"""Pictures of what changes from step to step or epoch to epoch, and of a line fitted to rows."""
+"""Plots of values by step or epoch, and of a line fitted to rows."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from jaxtyping import Array, Num
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+
+Values = Sequence[float] | np.ndarray | Num[Array, "..."]
 
 
-def learning_curve(history: Mapping[str, Any], ax: Any = None, *, label: str = "loss") -> Any:
-    """Train and held-out loss by epoch, both on a logarithmic axis where all are positive.
+def learning_curve(
+    history: Mapping[str, Values], ax: "Axes | None" = None, *, label: str = "loss"
+) -> "Axes":
+    """Train and held-out loss by epoch, on a logarithmic axis where all are positive.
 
     Args:
-      history: with `epoch`, `loss` and, where there is one, `validation_loss`: `fit`'s.
+      history: `result.history` of `fit`: it has `epoch`, `loss` and perhaps `validation_loss`.
       ax: the axes to draw on; new ones where None.
       label: the name of the loss, with its unit where it has one.
 
@@ -37,7 +46,7 @@ def learning_curve(history: Mapping[str, Any], ax: Any = None, *, label: str = "
     for name, values in lines.items():
         ax.plot(epoch, values, label=name, marker="o" if len(epoch) < 15 else None)
     _scale(ax, [np.asarray(values, float) for values in lines.values()])
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    cast("MaxNLocator", ax.xaxis.get_major_locator()).set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=label, title="Learning curve")
     ax.grid(alpha=0.3)
     ax.legend()
@@ -45,23 +54,23 @@ def learning_curve(history: Mapping[str, Any], ax: Any = None, *, label: str = "
 
 
 def learning_curves(
-    curves: Mapping[str, Any],
-    ax: Any = None,
+    curves: Mapping[str, Values | Sequence[Values]],
+    ax: "Axes | None" = None,
     *,
-    x: Any = None,
+    x: Values | Mapping[str, Values] | None = None,
     xlabel: str = "step",
     label: str = "loss",
-) -> Any:
-    """Several runs in one picture; where a run has many lanes, their median and the middle 80 %.
+) -> "Axes":
+    """Curves of several runs; of repeated runs, their median and the middle 80 %.
 
-    The axis is logarithmic where all is positive, and cut above ten times the highest start, where
-    only diverging runs go.
+    The axis is logarithmic where all values are positive, and ends at ten times the highest start,
+    above which only diverging runs are.
 
     Args:
-      curves: by name, the values of a run: float[T], or float[lanes, T].
+      curves: by name, the values of a run, float[T], or of repeated runs, float[runs, T].
       ax: the axes to draw on; new ones where None.
-      x: where the values were taken, float[T], one for all or a mapping by name; by default the
-        steps 1 to T.
+      x: the positions of the values, float[T], the same for all curves or a mapping by name; by
+        default the steps 1 to T.
       xlabel, label: the names of the axes, with their units where they have one.
 
     Returns:
@@ -76,15 +85,15 @@ def learning_curves(
     ax = axes() if ax is None else ax
     middles = []
     for name, curve in curves.items():
-        lanes = np.atleast_2d(np.asarray(curve, float))
+        runs = np.atleast_2d(np.asarray(curve, float))
         at = x[name] if isinstance(x, Mapping) else x
-        at = np.arange(1, lanes.shape[1] + 1) if at is None else np.asarray(at)
-        if lanes.ndim != 2:
-            raise ValueError(f"{name} has shape {lanes.shape}, expected [T] or [lanes, T]")
-        lanes = np.where(np.isfinite(lanes), lanes, np.inf)
-        low, middle, high = np.quantile(lanes, [0.1, 0.5, 0.9], axis=0, method="nearest")
+        at = np.arange(1, runs.shape[1] + 1) if at is None else np.asarray(at)
+        if runs.ndim != 2:
+            raise ValueError(f"{name} has shape {runs.shape}, expected [T] or [runs, T]")
+        runs = np.where(np.isfinite(runs), runs, np.inf)
+        low, middle, high = np.quantile(runs, [0.1, 0.5, 0.9], axis=0, method="nearest")
         (line,) = ax.plot(at, np.where(np.isfinite(middle), middle, np.nan), label=name)
-        if len(lanes) > 1:
+        if len(runs) > 1:
             ax.fill_between(at, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         middles.append(middle)
     _scale(ax, middles)
@@ -95,8 +104,12 @@ def learning_curves(
 
 
 def fitted_line(
-    params: Mapping[str, Any], data: Any, ax: Any = None, *, labels: tuple[str, str] = ("x", "y")
-) -> Any:
+    params: Mapping[str, Values | float],
+    data: tuple[Values, Values],
+    ax: "Axes | None" = None,
+    *,
+    labels: tuple[str, str] = ("x", "y"),
+) -> "Axes":
     """Rows of one feature, and the line fitted to them.
 
     Args:
@@ -118,15 +131,15 @@ def fitted_line(
     weight, bias = (float(np.squeeze(params[name])) for name in ("weight", "bias"))
     ends = np.array([x.min(), x.max()])
     ax.plot(x, y, ".", markersize=3, color="0.6", label=f"{len(x):,} rows")
-    told = f"y = {weight:.3g} x {'+' if bias >= 0 else '-'} {abs(bias):.3g}"
-    ax.plot(ends, weight * ends + bias, color="C3", label=told)
+    equation = f"y = {weight:.3g} x {'+' if bias >= 0 else '-'} {abs(bias):.3g}"
+    ax.plot(ends, weight * ends + bias, color="C3", label=equation)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.legend()
     return ax
 
 
-def axes() -> Any:
-    """New axes, on a figure of their own."""
+def axes() -> "Axes":
+    """New axes on a new figure."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -134,8 +147,8 @@ def axes() -> Any:
     return Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
 
 
-def _scale(ax: Any, curves: list[np.ndarray]) -> None:
-    """A logarithmic axis where all is positive, cut where only diverging runs go."""
+def _scale(ax: "Axes", curves: list[np.ndarray]) -> None:
+    """Make the axis logarithmic where all values are positive, and cut off diverging runs."""
     finite = [curve[np.isfinite(curve)] for curve in curves]
     flat = np.concatenate(finite)
     if not flat.size:

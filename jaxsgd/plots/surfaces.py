@@ -1,33 +1,40 @@
-"""Pictures over a plane: the loss of two parameters, and where the runs of a grid end."""
+"""Plots over a plane: the loss of two parameters, and where the runs of a grid end."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from jaxsgd.plots.curves import axes
+from jaxsgd.plots.curves import Values, axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from mpl_toolkits.mplot3d import Axes3D
+
+Limits = tuple[float, float]
 
 
 def surface(
-    fn: Callable[[Any], Any],
-    x: tuple[float, float],
-    y: tuple[float, float],
-    ax: Any = None,
+    fn: Callable[[Float[Array, "2"]], Float[Array, ""]],
+    x: Limits,
+    y: Limits,
+    ax: "Axes | None" = None,
     *,
-    paths: Mapping[str, Any] | None = None,
+    paths: Mapping[str, Values | Sequence[Values]] | None = None,
     arrows: bool = True,
     labels: tuple[str, str] = ("theta 1", "theta 2"),
     label: str = "loss",
-) -> Any:
+) -> "Axes":
     """A loss of two parameters: level curves, or a relief on 3D axes, with the paths of runs.
 
-    Arrows point down the gradient, all of one length, on axes of equal scale, where they stand at
-    right angles on the level curves.
+    Arrows of equal length point along the negative gradient. The axes have the same scale, so that
+    arrows are perpendicular to level curves.
 
     Args:
-      fn: from float[2] to a number.
+      fn: the loss, a function of float[2].
       x, y: the limits of both parameters.
       ax: the axes to draw on, of projection "3d" for a relief; new flat ones where None.
       paths: by name, the parameters along a run: float[T, 2].
@@ -48,11 +55,13 @@ def surface(
     grid = np.stack(np.meshgrid(np.linspace(*x, 101), np.linspace(*y, 101)), axis=-1)
     values = np.asarray(jax.vmap(jax.vmap(fn))(jnp.asarray(grid, jnp.float32)))
     if is_relief:
-        ax.plot_surface(*np.moveaxis(grid, -1, 0), values, cmap="viridis", alpha=0.6, linewidth=0)
-        ax.set_zlabel(label)
+        relief = cast("Axes3D", ax)
+        first, second = np.moveaxis(grid, -1, 0)
+        relief.plot_surface(first, second, values, cmap="viridis", alpha=0.6, linewidth=0)
+        relief.set_zlabel(label)
     else:
         levels = np.unique(np.quantile(values, np.linspace(0, 1, 17) ** 1.5))
-        colours = shades(np.linspace(0, 0.95, len(levels)))  # by rank: most levels lie low
+        colours = shades(np.linspace(0, 0.95, len(levels)))  # by rank, as most levels are low
         drawn = ax.contour(
             *np.moveaxis(grid, -1, 0), values, levels=levels, colors=colours, linewidths=0.9
         )
@@ -77,27 +86,27 @@ def surface(
 
 
 def basins(
-    ends: Any,
-    minima: Mapping[str, Any],
-    x: tuple[float, float],
-    y: tuple[float, float],
-    ax: Any = None,
+    ends: np.ndarray | Float[Array, "rows columns 2"],
+    minima: Mapping[str, Values],
+    x: Limits,
+    y: Limits,
+    ax: "Axes | None" = None,
     *,
     within: float = 0.1,
     labels: tuple[str, str] = ("theta 1 at the start", "theta 2 at the start"),
-) -> Any:
-    """Which minimum each start of a grid ends in.
+) -> "Axes":
+    """The minimum in which the run from each start of a grid ends.
 
     Args:
       ends: where the runs ended, float[rows, columns, 2]; rows are values of the second parameter.
-      minima: by name, their places, float[2].
+      minima: the minima by name, float[2] each.
       x, y: the limits of the starts.
       ax: the axes to draw on; new ones where None.
-      within: how near a run must have come to count, in units of the parameters.
+      within: the largest distance of an end to its minimum, in units of the parameters.
       labels: the names of both axes.
 
     Returns:
-      The axes; grey is where a run came near none.
+      The axes; grey are the starts whose runs end near no minimum.
 
     >>> ends = jnp.zeros((4, 5, 2)).at[:, 3:].set(1.0)
     >>> ax = jaxsgd.plots.basins(ends, {"left": (0, 0), "right": (1, 1)}, (-1, 1), (-1, 1))
@@ -115,18 +124,18 @@ def basins(
     image = np.array([to_rgb(colour) for colour in colours])[which]
     ax.imshow(image, origin="lower", extent=(*x, *y), alpha=0.5, interpolation="nearest")
     for i, (name, place) in enumerate(zip(minima, places, strict=True)):
-        told = f"{name}: {np.mean(which == i):.0%}".replace("%", " %")
-        ax.plot(*place, "o", color=colours[i], markeredgecolor="black", label=told)
+        share = f"{name}: {np.mean(which == i):.0%}".replace("%", " %")
+        ax.plot(*place, "o", color=colours[i], markeredgecolor="black", label=share)
     if not near.all():
-        told = f"none: {np.mean(~near):.0%}".replace("%", " %")
-        ax.plot([], [], "s", color=colours[-1], label=told)
+        share = f"none: {np.mean(~near):.0%}".replace("%", " %")
+        ax.plot([], [], "s", color=colours[-1], label=share)
     ax.set(xlim=x, ylim=y, xlabel=labels[0], ylabel=labels[1])
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return ax
 
 
 def shades(ranks: np.ndarray) -> np.ndarray:
-    """Of the map viridis, for ranks from 0 to 1."""
+    """The colours of the map viridis for ranks from 0 to 1."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](ranks)

@@ -1,40 +1,45 @@
-"""Pictures of a sweep: how the score depends on what was swept."""
+"""Plots of a sweep: how the score depends on the values that were swept."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxsgd.plots.curves import axes
 from jaxsgd.plots.surfaces import shades
 from jaxsgd.sweeps.axes import is_number, repeated
+from jaxsgd.sweeps.result import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def sweep(
-    result: Any,
-    ax: Any = None,
+    result: Sweep,
+    ax: "Axes | None" = None,
     *,
-    by: Any = None,
+    by: str | Callable[[PyTree], PyTree] | None = None,
     mean_over: str | Sequence[str] | None = None,
     kind: str | None = None,
     label: str = "loss",
-) -> Any:
+) -> "Axes":
     """The score of each setting: curves over one axis of a sweep, a heat map over two.
 
-    Of repeated runs the mean counts; around a curve lies a band from the least run to the largest.
-    A setting counts as diverged where one of its runs did: a cross at the top of the curves, a
-    crossed grey cell of the map. Scores and values are logarithmic where they are positive and
-    spread so, and scores are cut above the fence beyond which outliers lie, where only runs go that
-    are about to diverge.
+    The score of repeated runs is their mean; around a curve is a band from the least run to the
+    largest. A setting counts as diverged where one of its runs did: it is a cross at the top of the
+    curves, a crossed grey cell of the map. Axes are logarithmic where their values are positive and
+    span a decade or are a geometric series. Outliers among the scores (beyond Tukey's fence), of
+    runs that are about to diverge, are cut off.
 
     Args:
-      result: a `Sweep`, with one or two axes beside `mean_over`.
+      result: a `Sweep`, with one or two axes other than `mean_over`.
       ax: the axes to draw on; new ones where None.
-      by: what to score, as in `Sweep.scores`.
+      by: the score, as in `Sweep.scores`.
       mean_over: the name of the axis whose runs repeat a setting, "key", or several; None for none.
       kind: "heat", or "curves" over the first axis, one for each value of the second; by default
-        the map where there are two axes.
+        "heat" where there are two axes.
       label: the name of the score, with its unit where it has one.
 
     Returns:
@@ -55,11 +60,11 @@ def sweep(
     if kind not in (None, "heat", "curves"):
         raise ValueError(f"kind is {kind!r}, expected 'heat', 'curves' or None")
     if not (kind == "heat") < len(left) <= 2:
-        told = ", ".join(" with ".join(names[i]) for i in left) or "none"
+        given = ", ".join(" with ".join(names[i]) for i in left) or "none"
         expected = "two for a heat map" if kind == "heat" else "one or two"
         raise ValueError(
-            f"the axes of the sweep to draw, those beside mean_over={mean_over!r}, are {told}; "
-            f"expected {expected}"
+            f"the axes of the sweep other than mean_over={mean_over!r} are {given}; expected "
+            f"{expected}"
         )
     runs = np.transpose(scores, (*left, *repeats)).reshape(*[scores.shape[i] for i in left], -1)
     along = [_axis(result.over[i]) for i in left]
@@ -77,16 +82,16 @@ class _Axis(NamedTuple):
     """An axis of a sweep as it is drawn, in ascending order."""
 
     label: str
-    values: np.ndarray  # its numbers; its places, where it holds none
+    values: np.ndarray  # its numbers; its places, where it has none
     order: np.ndarray
     is_places: bool
-    is_zipped: bool = False  # the values of another name go with these, in an order of their own
+    is_zipped: bool = False  # values of another name belong to these, and may not be in order
 
     def tick(self, i: int) -> str:
         return str(self.order[i]) if self.is_places else f"{self.values[i]:.3g}"
 
 
-def _axis(named: Mapping[str, Any]) -> _Axis:
+def _axis(named: Mapping[str, PyTree]) -> _Axis:
     """An axis by the first of its names that holds numbers."""
     numbers = {name: values for name, values in named.items() if is_number(values)}
     name = next(iter(numbers or named))
@@ -101,25 +106,28 @@ def _axis(named: Mapping[str, Any]) -> _Axis:
 
 
 def _curves(
-    ax: Any, runs: np.ndarray, along: _Axis, beside: _Axis | None = None, *, label: str
+    ax: "Axes", runs: np.ndarray, along: _Axis, second: _Axis | None = None, *, label: str
 ) -> None:
     """A curve for each value of the second axis, where there is one."""
-    runs = runs if beside is not None else runs[:, None]
+    runs = runs if second is not None else runs[:, None]
     means, (points, curves, repeats) = runs.mean(axis=-1), runs.shape
     fine, x = np.isfinite(means), along.values
     colours = [f"C{i}" for i in range(10)] if curves <= 10 else shades(np.linspace(0, 0.9, curves))
-    told = range(curves) if curves <= 10 else _some(curves, 5)
+    labelled = range(curves) if curves <= 10 else _some(curves, 5)
     for i in range(curves):
         least, middle, most = (
             np.where(fine[:, i], of_runs, np.nan)
             for of_runs in (runs[:, i].min(axis=-1), means[:, i], runs[:, i].max(axis=-1))
         )
-        name = f"{beside.label} = {beside.tick(i)}" if beside is not None and i in told else None
+        name = None
+        if second is not None and i in labelled:
+            name = f"{second.label} = {second.tick(i)}"
         line = "" if along.is_zipped else "-"
         ax.plot(x, middle, line, color=colours[i], label=name, marker="o", markersize=3)
         if repeats > 1 and not along.is_zipped:
             ax.fill_between(x, least, most, color=colours[i], alpha=0.2, linewidth=0)
-    for row, i in enumerate(np.flatnonzero(~fine.all(axis=0)).tolist()):  # a row each, to be seen
+    # one row of crosses per curve, so that none hides another
+    for row, i in enumerate(np.flatnonzero(~fine.all(axis=0)).tolist()):
         at, height = x[~fine[:, i]], 1 - row * min(0.04, 0.3 / curves)
         edge = colours[i] if curves > 1 else "red"
         ax.plot(at, np.full(len(at), height), "X", color="red", markeredgecolor=edge,
@@ -137,10 +145,10 @@ def _curves(
         ax.set_xticks(places := _some(points, 10), [along.tick(i) for i in places])
     drawn = runs[fine]
     if drawn.size:
-        low, is_positive = drawn.min(), drawn.min() > 0
+        low, is_positive = drawn.min(), bool(drawn.min() > 0)
         ax.set_yscale("log" if is_positive else "linear")
         top = _fence(means[fine], is_positive)
-        if drawn.max() > top:  # the margin below is of what is shown, not of all that was drawn
+        if drawn.max() > top:  # the margin is a part of the range that is shown
             below = low * (low / top) ** 0.05 if is_positive else low - 0.05 * (top - low)
             ax.set_ylim(below, top)
     ax.set(xlabel=along.label, ylabel=label)
@@ -149,15 +157,15 @@ def _curves(
         ax.legend()
 
 
-def _heat(ax: Any, runs: np.ndarray, along: _Axis, beside: _Axis, *, label: str) -> None:
-    """The first axis to the right, the second upwards, a cell a setting."""
+def _heat(ax: "Axes", runs: np.ndarray, along: _Axis, second: _Axis, *, label: str) -> None:
+    """The first axis to the right, the second upwards, one cell per setting."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
 
     means = runs.mean(axis=-1).T
     fine = np.isfinite(means)
     image = np.ma.masked_where(~fine, means)
-    is_wide = fine.any() and _is_logarithmic(np.unique(means[fine]))
+    is_wide = bool(fine.any()) and _is_logarithmic(np.unique(means[fine]))
     colour_map = colormaps["viridis"].with_extremes(bad="0.85")
     cells = ax.imshow(
         image, cmap=colour_map, norm=LogNorm() if is_wide else Normalize(),
@@ -176,13 +184,13 @@ def _heat(ax: Any, runs: np.ndarray, along: _Axis, beside: _Axis, *, label: str)
         name = f"diverged: {np.sum(~np.isfinite(runs))} of {runs.size} runs"
         ax.plot(columns, rows, "x", color="red", markersize=5, label=name)
     ax.set_xticks(places := _some(len(along.values), 6), [along.tick(i) for i in places])
-    ax.set_yticks(places := _some(len(beside.values), 10), [beside.tick(i) for i in places])
-    ax.set(xlabel=along.label, ylabel=beside.label)
+    ax.set_yticks(places := _some(len(second.values), 10), [second.tick(i) for i in places])
+    ax.set(xlabel=along.label, ylabel=second.label)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
 def _some(count: int, most: int) -> range:
-    """Places evenly apart, from the first on, no more than there is room for labels."""
+    """At most `most` evenly spaced places, from the first on."""
     return range(0, count, -(-count // most))
 
 
@@ -196,9 +204,10 @@ def _is_logarithmic(values: np.ndarray) -> bool:
 
 
 def _fence(values: np.ndarray, is_logarithmic: bool) -> float:
-    """Above it lie outliers, by Tukey's rule: the upper quartile and 1.5 quartile distances.
+    """The bound above which a score is an outlier, by Tukey's rule.
 
-    Of a few values, whose quartiles say little, only those far above: 5 distances.
+    It is the upper quartile plus 1.5 interquartile ranges, or 5 ranges for fewer than 8 values,
+    whose quartiles are unreliable.
     """
     low, high = np.quantile(np.log(values) if is_logarithmic else values, [0.25, 0.75])
     if high == low:

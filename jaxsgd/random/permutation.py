@@ -23,7 +23,7 @@ GOLDEN = np.uint32(0x9E3779B9)
 LOOPED = range(32, 1025)  # numbers of positions for which a CPU loops over the rounds
 
 
-def permute(key: jax.Array, positions: Any, size: int) -> jax.Array:
+def permute(key: jax.Array, positions: Any, size: int | np.integer) -> jax.Array:
     """Rows at some positions of a random permutation of 0..size-1.
 
     `permute(key, jnp.arange(n), n)` is the whole permutation, a function of `key` and `size` alone.

@@ -12,23 +12,21 @@ be stopped after any step and continued with the same batches.
 
 import abc
 import dataclasses
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import default_property, wrapped_name
 from jaxsgd.core.records import Batch
 
-S = TypeVar("S", bound="Sampler")
-
 
 class SamplerState(NamedTuple):
     """The state of a `CounterSampler`: a key, which is only folded, and the number of batches."""
 
-    key: jax.Array
+    key: Key[Array, ""]
     step: Int[Array, ""]
 
 
@@ -65,7 +63,7 @@ class Sampler(abc.ABC):
     batch_size: int
 
     @abc.abstractmethod
-    def init(self, key: jax.Array) -> PyTree:
+    def init(self, key: PRNGKeyArray) -> PyTree:
         """The state before the first batch. `key` is only folded."""
 
     @abc.abstractmethod
@@ -73,7 +71,7 @@ class Sampler(abc.ABC):
         """The next batch, and the state after it."""
 
     @abc.abstractmethod
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key: `update` gives the same."""
 
     @default_property
@@ -104,7 +102,7 @@ class Sampler(abc.ABC):
             )
         return self.size
 
-    def for_size(self: S, size: int) -> S:
+    def for_size(self, size: int) -> Self:
         """This sampler with its size filled in.
 
         Raises:
@@ -112,9 +110,9 @@ class Sampler(abc.ABC):
         """
         if (name := wrapped_name(self)) is not None:
             inner = getattr(self, name).for_size(size)
-            return dataclasses.replace(self, **{name: inner})  # type: ignore[type-var]
+            return dataclasses.replace(self, **{name: inner})  # pyright: ignore[reportArgumentType]
         if self.size is None:
-            return dataclasses.replace(self, size=size)  # type: ignore[type-var]
+            return dataclasses.replace(self, size=size)  # pyright: ignore[reportArgumentType]
         if self.size != size:
             raise ValueError(
                 f"{type(self).__name__} is for {self.size} rows, but the data have {size} rows"
@@ -125,7 +123,7 @@ class Sampler(abc.ABC):
 class CounterSampler(Sampler):
     """A sampler whose state is a key and a counter: `batch` is all that it defines."""
 
-    def init(self, key: jax.Array) -> SamplerState:
+    def init(self, key: PRNGKeyArray) -> SamplerState:
         """The state before the first batch. `key` is only folded; derive others by `fold_in`."""
         return SamplerState(validation.key(key), jnp.zeros((), jnp.int32))
 
@@ -157,11 +155,11 @@ class EpochSampler(CounterSampler):
 
     @abc.abstractmethod
     def rows(
-        self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
+        self, key: PRNGKeyArray, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
         """The rows (int32) at some positions, 0 to n - 1, of an epoch's order."""
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
         epoch, positions, weight = self.positions(jnp.asarray(step, jnp.int32))
         return Batch(self.rows(key, epoch, positions), weight)

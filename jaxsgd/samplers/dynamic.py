@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int, Integer
+from jaxtyping import Array, Int, Integer, PRNGKeyArray
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part
@@ -86,7 +86,7 @@ class DynamicBatch(CounterSampler):
         drops_last = isinstance(self.sampler, EpochSampler) and self.sampler.drop_last
         return (self.known_size + (0 if drops_last else count - 1)) // count
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
         count = jnp.asarray(self.batch_size, jnp.int32)
         position = jnp.arange(self.batch_length, dtype=jnp.int32)

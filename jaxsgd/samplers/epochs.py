@@ -1,8 +1,7 @@
 """Samplers of epochs without replacement: `FullBatch`, `Sequential`, `Shuffled`, `Blocks`."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, static
@@ -33,7 +32,7 @@ class FullBatch(EpochSampler):
         return self.known_size
 
     def rows(
-        self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
+        self, key: PRNGKeyArray, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
         """The rows (int32) at some positions of an epoch: the positions themselves."""
         return positions
@@ -65,7 +64,7 @@ class Sequential(EpochSampler):
         check_batch_size(self)
 
     def rows(
-        self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
+        self, key: PRNGKeyArray, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
         """The rows (int32) at some positions of an epoch: the positions themselves."""
         return positions
@@ -99,7 +98,7 @@ class Shuffled(EpochSampler):
         check_batch_size(self)
 
     def rows(
-        self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
+        self, key: PRNGKeyArray, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
         """The rows (int32) at some positions of an epoch's order."""
         return permute_epoch(validation.key(key), epoch, positions, self.known_size)
@@ -149,7 +148,7 @@ class Blocks(EpochSampler):
         return min(self.window * self.block, self.known_size)
 
     def rows(
-        self, key: jax.Array, epoch: Int[Array, "..."], positions: Int[Array, "..."]
+        self, key: PRNGKeyArray, epoch: Int[Array, "..."], positions: Int[Array, "..."]
     ) -> Int[Array, "..."]:
         """The rows (int32) at some positions of an epoch's order."""
         n, together, key = self.known_size, self.window_rows, validation.key(key)

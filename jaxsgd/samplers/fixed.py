@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
@@ -68,7 +68,7 @@ class FixedBatches(CounterSampler):
         """T, the number of batches."""
         return int(self.index.shape[-2])
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step`; the key is not used."""
         place = jax.lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(self.steps_per_epoch))
         return Batch(*gather((self.index, self.weight), place))

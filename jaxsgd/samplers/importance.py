@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Num, UInt32
+from jaxtyping import Array, Float, Int, Key, Num, PRNGKeyArray, UInt32
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
@@ -25,7 +25,7 @@ MOST = np.uint32(2**32 - 1)
 class ImportanceState(NamedTuple):
     """A key, the number of batches drawn, and the table that rows are drawn by."""
 
-    key: jax.Array
+    key: Key[Array, ""]
     step: Int[Array, ""]
     last: UInt32[Array, " m"]  # the last of a row's words of 2**32; m is a power of 2, at least n
     scale: Float[Array, ""]  # 2**32 / n, NaN for invalid probabilities
@@ -93,7 +93,7 @@ class ImportanceSampled(Sampler):
         """The number of batches of an epoch, `ceil(n / B)`, which draw n rows."""
         return -(-self.size // self.batch_size)
 
-    def init(self, key: jax.Array) -> ImportanceState:
+    def init(self, key: PRNGKeyArray) -> ImportanceState:
         """The state before the first batch, with its table. `key` is only folded."""
         step = jnp.zeros((), jnp.int32)
         return ImportanceState(validation.key(key), step, **_table(self.probabilities))
@@ -109,7 +109,7 @@ class ImportanceSampled(Sampler):
         weight = state.scale / self.batch_size / share
         return Batch(index, weight), state._replace(step=state.step + 1)
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key; the table is computed anew."""
         return self.update(self.init(key)._replace(step=jnp.asarray(step, jnp.int32)))[0]
 

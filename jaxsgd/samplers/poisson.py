@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import number, part, set_fields, static
@@ -24,7 +24,7 @@ BLOCK = 2**12
 class PoissonState(NamedTuple):
     """A key, which is only folded, and the numbers of batches drawn and of those too large."""
 
-    key: jax.Array
+    key: Key[Array, ""]
     step: Int[Array, ""]
     overflows: Int[Array, ""]
 
@@ -77,7 +77,7 @@ class Poisson(Sampler):
             return jnp.maximum(jnp.round(1 / self.rate), 1).astype(jnp.int32)
         return max(1, round(1 / float(self.rate)))
 
-    def init(self, key: jax.Array) -> PoissonState:
+    def init(self, key: PRNGKeyArray) -> PoissonState:
         """The state before the first batch. `key` is only folded."""
         return PoissonState(validation.key(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -86,11 +86,13 @@ class Poisson(Sampler):
         batch, is_over = self._drawn(state.key, state.step)
         return batch, PoissonState(state.key, state.step + 1, state.overflows + is_over)
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
         return self._drawn(validation.key(key), step)[0]
 
-    def _drawn(self, key: jax.Array, step: Int[Array, ""] | int) -> tuple[Batch, Bool[Array, ""]]:
+    def _drawn(
+        self, key: PRNGKeyArray, step: Int[Array, ""] | int
+    ) -> tuple[Batch, Bool[Array, ""]]:
         """The batch, and whether more rows were drawn than it holds."""
         n, rate, capacity = self.known_size, jnp.asarray(self.rate, float), self.capacity
         # whole vectors of 8: on a CPU the remainder costs as much as all vectors before it

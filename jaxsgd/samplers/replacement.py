@@ -1,8 +1,7 @@
 """A sampler of rows drawn with replacement."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, static
@@ -29,7 +28,7 @@ class WithReplacement(CounterSampler):
     batch_size: int = static(converter=validation.whole(1))
     size: int | None = static(default=None, converter=validation.optional_whole(1))
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
         drawn = random_words(validation.key(key), jnp.asarray(step, jnp.int32), self.batch_size)
         return Batch(randint_below(drawn, self.known_size), uniform(self.batch_size))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, static
@@ -76,7 +76,7 @@ class Sharded(CounterSampler):
             raise ValueError(f"{self} has no size; give size=, the number of rows")
         return -(-self.size // self.shards)
 
-    def batch(self, key: jax.Array, step: Int[Array, ""] | int) -> Batch:
+    def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key: the rows of shard 0, then of shard 1, ..."""
         step, steps, key = jnp.asarray(step, jnp.int32), self.steps_per_epoch, validation.key(key)
         n, least = self.size or 0, (self.size or 0) // self.shards

@@ -100,8 +100,15 @@ def vmap_order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
 
 def value_at(values: PyTree, place: int) -> Any:
     """One of the values on an axis; a number as a Python number."""
-    value = jax.tree.map(partial(by_words, lambda x: x[place]), values)
+    value = jax.tree.map(partial(take, places=place), values)
     return value.item() if is_number(values) else value
+
+
+def take(x: jax.Array | np.ndarray, places: Any) -> Any:
+    """The entries of an array at some places of its leading axis."""
+    if isinstance(x, np.ndarray):
+        return x[places]
+    return by_words(lambda x: x[places], x)  # to index a key itself would count as a use of it
 
 
 def is_number(values: PyTree) -> bool:

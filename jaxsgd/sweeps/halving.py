@@ -10,8 +10,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, part, static
-from jaxsgd.core.trees import by_words
-from jaxsgd.sweeps.axes import as_axes, length, repeated, value_at
+from jaxsgd.sweeps.axes import as_axes, length, repeated, take, value_at
 from jaxsgd.sweeps.result import Ranked, Sweep
 from jaxsgd.sweeps.sweep import sweep
 
@@ -130,7 +129,7 @@ def halving(
         rungs.append(Rung(end, numbers, scores.mean(axis=1)))
         count = 1 if len(numbers) <= factor else -(-len(numbers) // factor)
         kept = np.sort(np.argsort(rungs[-1].scores, kind="stable")[:count])
-        settings = jax.tree.map(partial(_take, places=kept), settings)
+        settings = jax.tree.map(partial(take, places=kept), settings)
         kept_runs = _take_runs(result.runs[0], jax.device_put(kept))
         states, numbers, taken = Sweep(kept_runs, (settings, *repetitions)), numbers[kept], end
     scores = scores[kept]
@@ -139,7 +138,7 @@ def halving(
     spread = float(np.std(scores, ddof=1)) if scores.size > 1 else 0.0
     point = {name: value_at(values, 0) for name, values in settings.items()}
     best = Ranked(point, float(scores.mean()), spread, 0, (int(numbers[0]),))
-    return HalvingResult(best, jax.tree.map(partial(_take, places=0), states.value), tuple(rungs))
+    return HalvingResult(best, jax.tree.map(partial(take, places=0), states.value), tuple(rungs))
 
 
 def _rung_ends(n: int, steps: int, factor: int) -> list[int]:
@@ -169,7 +168,7 @@ def _product(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
     lengths = [len(jax.tree.leaves(axis)[0]) for axis in axes]
     places = np.indices(lengths).reshape(len(axes), -1)
     return {
-        name: jax.tree.map(partial(_take, places=at), values)
+        name: jax.tree.map(partial(take, places=at), values)
         for at, axis in zip(places, axes, strict=True)
         for name, values in axis.items()
     }
@@ -178,8 +177,4 @@ def _product(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:
 @jax.jit
 def _take_runs(runs: PyTree, places: jax.Array) -> PyTree:
     """The results of some settings; what all settings share stays shared."""
-    return jax.tree.map(lambda x: x if x.shape[0] == 1 else _take(x, places), runs)
-
-
-def _take(x: jax.Array, places: Any) -> jax.Array:
-    return by_words(lambda x: x[places], x)
+    return jax.tree.map(lambda x: x if x.shape[0] == 1 else take(x, places), runs)

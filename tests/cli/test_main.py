@@ -139,7 +139,7 @@ def write(text):
         (",y\n1,2\n2,3\n", "column 1 has no name in the header"),
         ("a,a,y\n1,2,3\n", "two columns named 'a' in its header, line 1"),
         ("a,b\n1,2\n", "no column 'y'; it has a, b"),
-        ("y\n1\n2\n", "no column beside the target"),
+        ("y\n1\n2\n", "no column but the target"),
         ("a,y\n1,2\n2,high\n", "column 'y' holds 'high' in line 3, expected a number"),
     ],
 )
@@ -175,11 +175,11 @@ def test_a_wrong_file_gets_one_sentence(here, capsys, text, told):
         ("fit t.csv --target y --stop converged:1,2,3", "expected converged[:ATOL[,RTOL]] with"),
         (
             "fit t.csv --target y --rule adam --l1 0.1",
-            "so --rule is sgd or momentum there, but it is adam",
+            "so --rule must be sgd or momentum, but it is adam",
         ),
         ("fit t.csv --target y --rule line-search --learning-rate 1", "finds its own rates"),
-        ("fit t.csv --target y --rule line-search --batch-size 2", "takes all rows a step"),
-        ("fit t.csv --target y --l1 1 --stop gradient", "--stop gradient does not come with --l1"),
+        ("fit t.csv --target y --rule line-search --batch-size 2", "takes all rows at each step"),
+        ("fit t.csv --target y --l1 1 --stop gradient", "--l1 has no gradient at 0 for --stop gradient"),
         ("fit t.csv --target y --average tail:0.5", "expected a whole number"),
         ("fit t.csv --target y --l1 -1", "L1's strength is -1.0, expected at least 0"),
         ("fit t.csv --target y --warmup -1", "Warmup's steps is -1, expected at least 0"),

@@ -11,7 +11,8 @@ import pytest
 
 import jaxsgd
 from jaxsgd.cli import sweep as search
-from jaxsgd.cli.main import _parser, _prepared, main
+from jaxsgd.cli.main import main, prepared
+from jaxsgd.cli.parser import make_parser
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ def test_every_setting_is_trained_told_written_and_drawn(here, capsys):
     assert (here / "jaxsgd-t-sweep/sweep.png").stat().st_size > 10_000
 
     # a run of the sweep is the run of its setting and seed
-    args = _parser().parse_args([*command.split(), "--seed", "5"])
-    task, rows, _ = _prepared(args)
+    commands = dict.fromkeys(["fit", "sweep", "predict"])
+    args = make_parser(commands).parse_args([*command.split(), "--seed", "5"])
+    task, rows, _ = prepared(args)
     rule, penalty = jaxsgd.Momentum(0.1, 0.5), jaxsgd.L2(1e-3, mask=jaxsgd.models.weights_only)
     solver = jaxsgd.Solver(task, jaxsgd.Shuffled(16), rule, penalty)
     init_key, run_key = jax.random.split(jax.random.split(jax.random.key(5), 2)[1])
@@ -121,7 +123,7 @@ def test_where_every_setting_diverged_that_is_said(here, capsys):
         ("--momentum 0,1.5", "Momentum's momentum is 1.5, expected 0 to 1"),
         ("--l2 0.1,nan", "L2's strength is nan, expected at least 0"),
         ("--rule sgd --momentum 0,0.9", "--momentum goes with --rule momentum or nesterov"),
-        ("--rule adam --l1 0,0.1", "so --rule is sgd or momentum there, but it is adam"),
+        ("--rule adam --l1 0,0.1", "so --rule must be sgd or momentum, but it is adam"),
         ("--rule line-search --l2 0,1", "invalid choice: 'line-search'"),
         ("--l2 0,1 --seeds 0", "--seeds is 0, expected 1 to"),
         ("--l2 0,1 --epochs 0", "epochs is 0, expected 1 to"),

@@ -155,7 +155,7 @@ def test_a_sweep_by_place_zipped_negative_constant_or_diverged_all_over():
 def test_a_sweep_that_cannot_be_drawn_is_refused():
     result = scored(np.ones((2, 2, 4)), a=jnp.ones(2), b=jnp.ones(2), key=KEYS)
     for options, told in [
-        ({}, "beside mean_over=None, are a, b, key; expected one or two"),
+        ({}, "other than mean_over=None are a, b, key; expected one or two"),
         ({"mean_over": "keys"}, "mean_over is 'keys', expected names"),
         ({"mean_over": "key", "kind": "bars"}, "kind is 'bars', expected 'heat', 'curves' or None"),
     ]:
