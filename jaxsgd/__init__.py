@@ -4,9 +4,11 @@ from jaxsgd import diagnostics, models, plots, problems
 from jaxsgd.checkpoints.orbax import restore, save
 from jaxsgd.core.part import field, number, part, static
 from jaxsgd.core.records import Batch, Estimate, Info, NoiseEstimate, State
-from jaxsgd.data.base import Rows, take
-from jaxsgd.data.host import HostRows, StreamedRows
+from jaxsgd.data.arrays import take
+from jaxsgd.data.base import Rows
+from jaxsgd.data.host import HostRows
 from jaxsgd.data.mesh import MeshRows, process_rows
+from jaxsgd.data.streamed import StreamedRows
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.gradients.accumulated import Accumulated
 from jaxsgd.gradients.base import Gradient, GradientState
@@ -48,17 +50,14 @@ from jaxsgd.schedules import (
     Warmup,
 )
 from jaxsgd.solver import Solver, check
-from jaxsgd.stopping import (
+from jaxsgd.stopping.base import Check, Ending, Reason, Stop
+from jaxsgd.stopping.criteria import (
     AnyOf,
-    Check,
     Converged,
     Diverged,
     EarlyStopping,
-    Ending,
-    Reason,
     SmallGradient,
     SmallStep,
-    Stop,
 )
 from jaxsgd.sweeps.halving import HalvingResult, Rung, halving
 from jaxsgd.sweeps.result import Ranked, Sweep

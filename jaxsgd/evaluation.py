@@ -14,7 +14,7 @@ from jaxsgd.core.part import as_callable, as_optional_callable, field, part, sta
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulator_of, as_arguments, gather
 from jaxsgd.core.validation import SampleWeight
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.losses import Loss, RowLoss, RowsLoss
 from jaxsgd.samplers.epochs import Sequential
 
@@ -79,8 +79,7 @@ def means_over(
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
     rows = as_rows(data)
     batch_size = min(batch_size, rows.size)
-    args = as_arguments((forms, params, model_state))
-    weight = as_arguments(sample_weight)
+    *args, weight = as_arguments((forms, params, model_state, sample_weight))
     if rows.is_streamed:
         add = partial(_add, batch_size=batch_size)
         return _means(rows.total(add, weight, batch_size, *args))
@@ -118,7 +117,7 @@ def _add(
     dtype = accumulator_of(params)
 
     def chunk(step: Int[Array, ""]) -> tuple[dict[str, PyTree], Float[Array, ""]]:
-        _, index, weight = sampler.positions(step)
+        _, index, weight = sampler.epoch_positions(step)
         rows = gather(data, index)
         weight = (weight > 0).astype(dtype)
         if sample_weight is not None:

@@ -43,7 +43,7 @@ def as_rate(rate: Rate, name: str = "learning_rate") -> Rate:
     return rate
 
 
-def init_count(rate: Rate) -> Int[Array, ""] | None:
+def init_count(rate: Rate | None) -> Int[Array, ""] | None:
     """The step counter that a rate needs: None for a number."""
     return jnp.zeros((), jnp.int32) if callable(rate) else None
 

@@ -16,7 +16,7 @@ from jaxsgd.core.part import as_contract, as_optional_callable, field, part
 from jaxsgd.core.records import Batch, Estimate, Info, State
 from jaxsgd.core.trees import accumulate, gather, is_finite, strong
 from jaxsgd.core.validation import SampleWeight
-from jaxsgd.data.base import BatchRows, as_rows
+from jaxsgd.data.arrays import BatchRows, as_rows
 from jaxsgd.gradients.base import Gradient
 from jaxsgd.gradients.minibatch import MinibatchGradient, as_gradient, as_linear_gradient
 from jaxsgd.gradients.partial_sums import update_in_parts, value_in_parts
@@ -136,6 +136,9 @@ class Solver:
             sampler=sampler.init(jax.random.fold_in(key, 0)),
             gradient=gradient,
         )
+        if contracts.is_custom(sampler) or contracts.is_custom(self.gradient):
+            # their states may hold a leaf of the part, or params, which a loop would donate
+            state = jax.tree.map(_copy, state)
         contracts.check_custom_parts(self.gradient, sampler, self.rule, state, data)
         return as_rows(data).placed(state)
 

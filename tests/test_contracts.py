@@ -112,7 +112,7 @@ def same(tree):
         ({"gradient": Gradient(result=lambda estimate, state: (estimate.grads, state))},
          r"Gradient.update returned a dict as its estimate, expected jaxsgd.Estimate"),
         ({"gradient": Gradient(result=lambda estimate, state: (estimate._replace(loss=jnp.ones(2)), state))},
-         r"Gradient.update returned a loss of shape \(2,\), expected a scalar"),
+         r"Gradient.update returned a loss of shape \(2,\) and float32, expected a float scalar"),
         ({"gradient": Gradient(result=lambda estimate, state: (estimate._replace(grads=jnp.ones(2)), state))},
          r"Gradient.update returned grads of the structure .*, expected that of params"),
         ({"rule": Rule(result=lambda updates, state: updates)},
@@ -141,7 +141,7 @@ def test_what_a_method_returned_and_what_was_expected(parts, message):
         (lambda: init(gradient=3), "gradient is 3 of type int, expected a loss"),
         (lambda: init(jaxsgd.SGD(0.1)), "sampler is SGD.* a custom sampler subclasses jaxsgd.Sampler"),
         (lambda: init(rule=jaxsgd.Shuffled(4)), "rule is Shuffled.* a custom rule subclasses jaxsgd.Rule"),
-        (lambda: init(type("Plain", (jaxsgd.CounterSampler,), {"batch": None})()),
+        (lambda: init(type("Plain", (jaxsgd.CounterSampler,), {"batch": None, "size": None, "batch_size": 4})()),
          "Plain is not a pytree; did you forget @jaxsgd.part"),
         (lambda: jaxsgd.part(type("Empty", (jaxsgd.Rule,), {}))(), "abstract.*update"),
     ],
@@ -257,3 +257,127 @@ def test_a_part_is_abstract_or_final_and_overrides_nothing_implemented():
                         above, "__isabstractmethod__", False
                     )
                     assert not is_given or isinstance(above, default_property), (cls, name)
+
+
+def test_a_wrapper_is_checked_from_the_inside_out():
+    bad = Rule(result=lambda updates, state: updates)
+    with pytest.raises(TypeError, match="Rule.update returned a dict, expected the tuple"):
+        init(rule=jaxsgd.EMA(bad))
+    linear = Gradient(result=lambda estimate, state: estimate)
+    object.__setattr__(linear, "is_linear", True)
+    with pytest.raises(TypeError, match="Gradient.update returned a Estimate, expected the tuple"):
+        init(gradient=jaxsgd.Accumulated(linear, 2))
+
+    @jaxsgd.part
+    class Stateless(jaxsgd.Rule):
+        rule: jaxsgd.Rule = jaxsgd.field(wraps=True)
+
+        def init(self, params):
+            return self.rule.init(params)
+
+        def update(self, grads, state, params=None, **extra):
+            return self.rule.update(grads, state, params)
+
+    with pytest.raises(
+        TypeError, match="Stateless.init returned a SGDState without the field 'rule'"
+    ):
+        init(rule=Stateless(jaxsgd.SGD(0.1)))
+
+
+@pytest.mark.parametrize("kind", ["host", "shapes"])
+def test_parts_are_checked_wherever_the_rows_lie(kind):
+    rows = {
+        "host": lambda: jaxsgd.HostRows(jax.tree.map(np.asarray, DATA)),
+        "shapes": lambda: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), DATA),
+    }[kind]()
+    bad = Rule(result=lambda updates, state: updates)
+    solver = jaxsgd.Solver(Gradient(), jaxsgd.Shuffled(4), Rule())
+    solver.init(PARAMS, rows, key=jax.random.key(0))
+    for solver, message in [
+        (jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), bad), "Rule.update returned a dict"),
+        (jaxsgd.Solver(Gradient(result=lambda e, s: e), jaxsgd.Shuffled(4), bad), "Gradient.update returned a Estimate"),
+    ]:  # fmt: skip
+        with pytest.raises(TypeError, match=message):
+            solver.init(PARAMS, rows, key=jax.random.key(0))
+
+
+def test_a_keyed_gradient_keeps_its_key():
+    split = lambda estimate, state: (estimate, state._replace(key=jax.random.split(state.key)[0]))  # noqa: E731
+    keyed = jaxsgd.GradientState(jax.random.key(3), jnp.zeros((), jnp.int32))
+    init(gradient=Gradient(keyed, is_keyed=True))
+    with pytest.raises(TypeError, match="Gradient.update returned another key, expected the key"):
+        init(gradient=Gradient(keyed, split, is_keyed=True))
+
+
+def test_fields_and_attributes_of_contracts():
+    @jaxsgd.part
+    class Own(jaxsgd.Gradient):
+        loss: jaxsgd.Loss
+        period: int = jaxsgd.static(converter=int)
+
+        init = value = update = None
+
+    with pytest.raises(TypeError, match="loss"):
+        Own()  # no default is taken from the contract
+    assert Own(jaxsgd.as_loss(table.loss), "3").period == 3
+    with pytest.raises(TypeError, match="'reported_learning_rate' has the name of a method"):
+        jaxsgd.part(
+            type("R", (jaxsgd.Rule,), {"__annotations__": {"reported_learning_rate": float}})
+        )
+    with pytest.raises(TypeError, match="subclasses the part Shuffled, expected a contract"):
+        jaxsgd.part(type("S", (jaxsgd.Shuffled,), {}))
+    bare = jaxsgd.part(type("B", (jaxsgd.CounterSampler,), {"batch": lambda self, key, step: None}))
+    with pytest.raises(TypeError, match="B has no 'size', expected the field or property"):
+        init(bare())
+
+
+class Fresh(jaxsgd.StreamedRows):
+    """Returns arrays of its own, not views of `out`."""
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), DATA)
+
+    def read(self, index, out):
+        return jax.tree.map(lambda x: np.asarray(x)[index], DATA)
+
+
+def test_a_source_may_return_arrays_of_its_own():
+    options = {"key": jax.random.key(0), "epochs": 2, "learning_rate": 0.1, "progress": False}
+    options |= {"batch_size": 8}
+    resident = jaxsgd.fit(table.loss, PARAMS, DATA, **options)
+    streamed = jaxsgd.fit(table.loss, PARAMS, Fresh(), **options)
+    np.testing.assert_allclose(streamed.params["weight"], resident.params["weight"], rtol=1e-6)
+
+
+def test_the_shapes_of_a_source_are_checked():
+    for shapes, message in [
+        ((jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)), "has 3, .* has 4"),
+        (jax.ShapeDtypeStruct((3,), np.int64), "is of int64, expected int32: JAX would cast it"),
+    ]:  # fmt: skip
+        source = type("Source", (jaxsgd.StreamedRows,), {"shapes": shapes, "read": None})()
+        with pytest.raises((TypeError, ValueError), match=message):
+            init()[0].init(PARAMS, source, key=jax.random.key(0))
+
+
+def test_a_state_of_a_custom_part_owns_its_buffers():
+    @jaxsgd.part
+    class Held(jaxsgd.Sampler):
+        order: jax.Array
+        batch_size: int = jaxsgd.static(default=4)
+        size: int | None = jaxsgd.static(default=None)
+
+        def init(self, key):
+            return self.order, jnp.zeros((), jnp.int32)
+
+        def batch(self, key, step):
+            return jaxsgd.Batch(self.order[:4], jnp.full(4, 0.25))
+
+        def update(self, state):
+            return self.batch(None, state[1]), (state[0], state[1] + 1)
+
+    sampler = Held(jnp.arange(20))
+    for _ in range(2):
+        jaxsgd.fit(
+            table.loss, PARAMS, DATA, key=jax.random.key(0), epochs=1, sampler=sampler,
+            learning_rate=0.1, progress=False,
+        )  # fmt: skip
+    assert not sampler.order.is_deleted()

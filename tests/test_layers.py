@@ -16,8 +16,8 @@ LAYERS = """
     models
     samplers      base epochs replacement importance stratified poisson fixed dynamic sharded
     rules         base descent adaptive line_search proximal from_optax averaging
-    stopping
-    data          base host mesh
+    stopping      base criteria
+    data          base arrays streamed host mesh
     gradients     base minibatch partial_sums accumulated clipped svrg saga noise_scale
     evaluation
     contracts

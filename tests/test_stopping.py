@@ -18,6 +18,7 @@ from jaxsgd import (
     SmallStep,
 )
 from jaxsgd.core.trees import as_arguments
+from jaxsgd.stopping.base import SENTENCES
 from tests import table
 from tests.test_laws import no_compilation
 
@@ -378,4 +379,4 @@ def test_refusals():
         fit(None, restore_best=True)
     assert f"{Reason.CONVERGED}" == str(Reason.CONVERGED)
     assert Reason(42) == Reason.STOPPED
-    assert {str(reason) for reason in Reason} == set(jaxsgd.stopping.SENTENCES.values())
+    assert {str(reason) for reason in Reason} == set(SENTENCES.values())

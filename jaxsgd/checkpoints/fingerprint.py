@@ -36,7 +36,7 @@ def fingerprint(tree: PyTree, name: str, *, with_values: bool = True) -> Fingerp
     children, structure = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: x is not tree
     )
-    node = structure.node_data()  # type: ignore[attr-defined]
+    node = structure.node_data()
     if node is None:
         return Fingerprint({name: _leaf(tree) if with_values else _shape(tree)})
     result = Fingerprint({name: _node(tree, *node)})

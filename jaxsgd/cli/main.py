@@ -35,7 +35,7 @@ from jaxsgd.models import Linear, weights_only
 from jaxsgd.penalties import L2, ElasticNet
 from jaxsgd.rules.base import Rule
 from jaxsgd.samplers.epochs import FullBatch, Shuffled
-from jaxsgd.stopping import Reason
+from jaxsgd.stopping.base import Reason
 from jaxsgd.training.fit import Result, fit
 
 if TYPE_CHECKING:

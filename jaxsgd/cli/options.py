@@ -30,14 +30,14 @@ from jaxsgd.schedules import (
     WarmRestarts,
     Warmup,
 )
-from jaxsgd.stopping import (
+from jaxsgd.stopping.base import Stop
+from jaxsgd.stopping.criteria import (
     AnyOf,
     Converged,
     Diverged,
     EarlyStopping,
     SmallGradient,
     SmallStep,
-    Stop,
 )
 
 T_co = TypeVar("T_co", covariant=True)

@@ -7,6 +7,7 @@ vmapped, moved to a device, saved and differentiated.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
@@ -30,8 +31,9 @@ def static(*, converter: Callable[..., object] | None = None, **options: Any) ->
     """A field that is a part of the compiled program, not one of its arguments.
 
     Args:
-      converter: a function `(value, name) -> value` that checks and converts what the constructor
-        is given; `name` is the field's name for messages, such as `"Shuffled's batch_size"`.
+      converter: a function `value -> value` that checks and converts what the constructor is
+        given. If it has an argument `name`, it is given the field's name for messages, such as
+        `"Shuffled's batch_size"`.
       options: as `dataclasses.field` takes them.
     """
     return _field({"static": True}, converter, options)
@@ -53,7 +55,8 @@ def field(
     Args:
       converter, options: as `static`.
       wraps: this part is a wrapper around the part of the same kind in this field, as
-        `EMA(rule)` is around a rule; see `innermost`.
+        `EMA(rule)` is around a rule. The state of a wrapper around a rule has a field of the same
+        name, with the state of that rule.
     """
     return _field({"wraps": wraps}, converter, options)
 
@@ -69,9 +72,12 @@ def part(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass and a pytree whose leaves are its fields not `static()`.
 
     The constructor calls the converter of each field, then `__post_init__`. Unflattening calls
-    neither: a check
-    sees what a user wrote, never a placeholder of a transformation or the cotangent of a solver.
-    Parts compare by identity, because a comparison of arrays has no single truth value.
+    neither: a check sees what a user wrote, never a placeholder of a transformation or the
+    cotangent of a solver. Parts compare by identity, because a comparison of arrays has no single
+    truth value. A part is final: a class subclasses contracts, not other parts.
+
+    Raises:
+      TypeError: the class subclasses a part, or a field has the name of a method of its contract.
 
     >>> @jaxsgd.part
     ... class Scale:
@@ -81,13 +87,15 @@ def part(cls: type[T]) -> type[T]:
     >>> jax.tree.leaves(Scale(2.0))
     [2.0]
     """
+    _check_class(cls)
     check = cls.__dict__.get("__post_init__")
 
-    def __post_init__(self: T) -> None:
+    def __post_init__(self: T, *init_only: object) -> None:
         for name, converter in converters.items():
-            set_fields(self, **{name: converter(getattr(self, name), f"{cls.__name__}'s {name}")})
+            where = [f"{cls.__name__}'s {name}"] if _takes_name(converter) else []
+            set_fields(self, **{name: converter(getattr(self, name), *where)})
         if check is not None:
-            check(self)
+            check(self, *init_only)
 
     cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
@@ -115,6 +123,37 @@ def part(cls: type[T]) -> type[T]:
     return cls
 
 
+def _check_class(cls: type) -> None:
+    """Refuse a subclass of a part; keep a field from taking a contract's attribute as its default.
+
+    A dataclass takes the inherited attribute of a field's name, such as `Gradient.loss`, as the
+    field's default.
+    """
+    for base in cls.__mro__[1:]:
+        if dataclasses.is_dataclass(base):
+            raise TypeError(
+                f"{cls.__name__} subclasses the part {base.__name__}, expected a contract: a part "
+                "is final; hold it in a field instead"
+            )
+    for name in inspect.get_annotations(cls):
+        if name in cls.__dict__ or not hasattr(cls, name):
+            continue
+        if inspect.isfunction(inspect.getattr_static(cls, name)):
+            raise TypeError(
+                f"{cls.__name__}'s field {name!r} has the name of a method of its contract, "
+                "expected another name"
+            )
+        setattr(cls, name, dataclasses.field())
+
+
+def _takes_name(converter: Callable[..., object]) -> bool:
+    """Whether a converter takes the field's name, for its messages."""
+    try:
+        return "name" in inspect.signature(converter).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def _annotate_with_converters(cls: type, converters: dict[str, Callable[..., object]]) -> None:
     """Annotate the constructor, as `help` shows it, with what the converters of fields take."""
     for name, converter in converters.items():
@@ -124,7 +163,7 @@ def _annotate_with_converters(cls: type, converters: dict[str, Callable[..., obj
             cls.__init__.__annotations__[name] = annotations[first]
 
 
-def set_fields(part: object, **values: object) -> None:
+def set_fields(part: object, /, **values: object) -> None:
     """Set fields of a frozen part that is being made: derived fields, in `__post_init__`."""
     for name, value in values.items():
         object.__setattr__(part, name, value)
@@ -228,6 +267,12 @@ def as_contract(value: object, contract: type[T], name: str, example: str) -> T:
             f"{name}: expected a jaxsgd.{kind}, such as {example}, got {value!r} of type "
             f"{type(value).__name__}"
         )
+    for attribute in inspect.get_annotations(contract):
+        if not hasattr(type(value), attribute) and attribute not in vars(value):
+            raise TypeError(
+                f"{name}: {type(value).__name__} has no {attribute!r}, expected the field or "
+                f"property {attribute!r} that every {kind} has"
+            )
     if is_leaf(value):
         raise TypeError(
             f"{name}: {type(value).__name__} is not a pytree; did you forget @jaxsgd.part above "

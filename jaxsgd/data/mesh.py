@@ -18,7 +18,8 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
 from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import gather, placed_like
-from jaxsgd.data.base import ArrayRows, Reduction, Rows, as_rows
+from jaxsgd.data.arrays import ArrayRows, as_rows
+from jaxsgd.data.base import Reduction, Rows
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
 from jaxsgd.samplers.sharded import Sharded, counts

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.records import NoiseEstimate
 from jaxsgd.core.trees import as_arguments, squared_norm
-from jaxsgd.data.base import require_resident
+from jaxsgd.data.arrays import require_resident
 from jaxsgd.gradients.clipped import squared_norms
 from jaxsgd.gradients.svrg import full_gradient
 from jaxsgd.losses import RowLoss, as_loss

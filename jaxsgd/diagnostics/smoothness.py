@@ -11,7 +11,7 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, number, part, static
 from jaxsgd.core.trees import accumulate, as_arguments, like, squared_norm
 from jaxsgd.core.validation import Number
-from jaxsgd.data.base import as_rows, require_resident
+from jaxsgd.data.arrays import as_rows, require_resident
 from jaxsgd.gradients.svrg import full_gradient
 from jaxsgd.losses import RowLoss, as_loss
 

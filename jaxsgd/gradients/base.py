@@ -42,7 +42,8 @@ class Gradient(abc.ABC):
     Attributes with defaults:
       is_linear: the estimate is `sum_i weight[i] f(row[i])`, so it may be computed in parts and
         added: by `Accumulated`, on `MeshRows`. False.
-      is_keyed: it draws random numbers for each row, by a key in its state's field `key`. False.
+      is_keyed: it draws random numbers for each row, by a key in its state's field `key`, which
+        `update` never replaces: it folds its step into it. False.
       needs_row_index: it remembers rows by their index, so rows from another loader, which have
         none, are refused. False.
       sample_weight_refusal: None, or why a solver's `sample_weight` is refused: the predicate of
@@ -98,21 +99,6 @@ def refuse_model_state(model_state: PyTree, gradient: Gradient) -> None:
         raise ValueError(
             f"model_state was given, but {type(gradient).__name__}'s loss has none, expected no "
             "model_state"
-        )
-
-
-def check_state(state: PyTree, gradient: Gradient) -> None:
-    """Refuse a state without a model state: it is no state of a gradient."""
-    fields = getattr(type(state), "_fields", ())
-    missing = [
-        name
-        for name, is_needed in [("model_state", True), ("key", gradient.is_keyed)]
-        if is_needed and name not in fields
-    ]
-    if missing:
-        raise TypeError(
-            f"{type(gradient).__name__}.init returned a {type(state).__name__} without the field "
-            f"{missing[0]!r}, expected a NamedTuple that has it, such as jaxsgd.GradientState()"
         )
 
 

@@ -12,7 +12,7 @@ from jaxsgd.core.part import field, number, part, set_fields, static
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.core.trees import accumulate, accumulator_of, like, squared_norm
 from jaxsgd.core.validation import Number
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
 from jaxsgd.losses import Loss, RowLoss, as_loss, weigh
 from jaxsgd.models import ModelLoss

@@ -11,7 +11,7 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, field, part
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.core.trees import accumulate, accumulator_of, like, strong
-from jaxsgd.data.base import take
+from jaxsgd.data.arrays import take
 from jaxsgd.gradients.base import Gradient, GradientState
 from jaxsgd.losses import Loss, as_loss
 

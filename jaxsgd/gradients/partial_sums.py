@@ -16,7 +16,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
-from jaxsgd.data.base import Reduction, as_rows
+from jaxsgd.data.arrays import as_rows
+from jaxsgd.data.base import Reduction
 from jaxsgd.gradients.base import Gradient
 
 PartNumber = Int[Array, ""] | int | None  # None of the only part

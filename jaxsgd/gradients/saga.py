@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxsgd.core.part import field, part
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.core.trees import accumulate, accumulator_of, like
-from jaxsgd.data.base import as_rows, take
+from jaxsgd.data.arrays import as_rows, take
 from jaxsgd.gradients.base import Gradient, GradientState, check_size, refuse_model_state
 from jaxsgd.gradients.minibatch import MinibatchGradient
 from jaxsgd.gradients.svrg import as_fixed_loss

@@ -12,7 +12,7 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, static
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.core.trees import accumulate
-from jaxsgd.data.base import BatchRows, as_rows, take
+from jaxsgd.data.arrays import BatchRows, as_rows, take
 from jaxsgd.gradients.accumulated import Accumulated
 from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
 from jaxsgd.gradients.minibatch import MinibatchGradient

@@ -1,19 +1,23 @@
 """What all loops share: the carry of a loop and its step, and the checks before it."""
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import Array, Bool, PyTree
 
 from jaxsgd import contracts
 from jaxsgd.core import validation
-from jaxsgd.core.records import Info, State
+from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import select
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.solver import Solver
 
+Carry = tuple[
+    State, tuple[Batch, PyTree]
+]  # the next step's batch, and the sampler's state after it
+Step = Callable[..., tuple[Carry, Info]]  # of a carry, and perhaps of the rows of its batch
 
-def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[..., Any]]:
+
+def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Carry, Step]:
     """A loop's carry, and its step `carry -> (carry, info)`; `carry[0]` is the state.
 
     The carry holds the batch of the next step. Where a batch was drawn in the step that uses it,
@@ -25,7 +29,7 @@ def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[
     contracts.check_states(solver.gradient, sampler, solver.rule, state, data)
     data = solver.rows_of(data)
 
-    def step(ahead: Any, rows: PyTree = data) -> tuple[Any, Info]:
+    def step(ahead: Carry, rows: PyTree = data) -> tuple[Carry, Info]:
         state, (batch, after) = ahead
         state, info = solver.step_at(state._replace(sampler=after), rows, batch)
         return (state, sampler.update(after)), info
@@ -33,7 +37,7 @@ def stepping(solver: Solver, state: State, data: PyTree) -> tuple[Any, Callable[
     return (state, sampler.update(state.sampler)), step
 
 
-def guarded(step: Any, ahead: Any, fine: Bool[Array, ""]) -> tuple[Any, Bool[Array, ""], Info]:
+def guarded(step: Step, ahead: Carry, fine: Bool[Array, ""]) -> tuple[Carry, Bool[Array, ""], Info]:
     """A step that counts only while all values are finite: none counts after one that does not."""
     after, info = step(ahead)
     fine = fine & info.finite
@@ -50,7 +54,7 @@ def windows_of(steps: int, name: str, every: int, every_name: str) -> int:
     return steps // every
 
 
-def check_state(state: Any, data: PyTree) -> None:
+def check_state(state: object, data: PyTree) -> None:
     """Refuse what is not a state, and data without rows."""
     if not isinstance(state, State):
         raise TypeError(
@@ -60,7 +64,7 @@ def check_state(state: Any, data: PyTree) -> None:
     as_rows(data)
 
 
-def device_data(state: Any, data: PyTree) -> PyTree:
+def device_data(state: object, data: PyTree) -> PyTree:
     """The data of a compiled run as its argument; rows on the host are refused."""
     check_state(state, data)
     rows = as_rows(data)

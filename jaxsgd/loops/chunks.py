@@ -4,21 +4,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache, partial
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable, part
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, is_finite, select
-from jaxsgd.data.base import BatchRows, as_rows
+from jaxsgd.data.arrays import BatchRows, as_rows
 from jaxsgd.loops import cpu_fusion
-from jaxsgd.loops.base import check_state, guarded, stepping
+from jaxsgd.loops.base import Carry, Step, check_state, guarded, stepping
 from jaxsgd.solver import Solver
 
 
@@ -43,7 +43,8 @@ def chunks(
       record: as in `run`.
 
     Yields:
-      The state after the turn, and the records of its steps stacked along a leading axis of length `steps`.
+      The state after these steps, and their records stacked along a leading axis of length
+        `steps`.
 
     Raises:
       ValueError, TypeError: as `run`.
@@ -73,7 +74,7 @@ def chunks(
 class _Record:
     """A user's record, or the default one of `run`."""
 
-    fn: Any
+    fn: Callable[[State, Info], PyTree] | None
 
     def __call__(self, state: State, info: Info, batch: Batch) -> PyTree:
         return Info(step=info.step, loss=info.loss) if self.fn is None else self.fn(state, info)
@@ -93,10 +94,10 @@ def _chunks(
 
 
 @jax.jit
-def _filled(turn: PyTree, trace: PyTree, taken: jax.Array, steps: jax.Array) -> PyTree:
+def _filled(turn: PyTree, trace: PyTree, taken: Int[Array, ""], steps: Int[Array, ""]) -> PyTree:
     """A turn's trace with that of some more steps after those it has."""
 
-    def fill(old: jax.Array, new: jax.Array) -> jax.Array:
+    def fill(old: Array, new: Array) -> Array:
         place = jnp.arange(len(new))
         return old.at[jnp.where(place < steps, taken + place, len(old))].set(new, mode="drop")
 
@@ -122,7 +123,7 @@ def advances(
     state: State,
     data: PyTree,
     lengths: Iterable[int],
-    record: Any,
+    record: Callable[[State, Info, Batch], PyTree],
     *,
     most: int,
     total: int | None = None,
@@ -156,7 +157,7 @@ def advances(
 
 
 @lru_cache(maxsize=256)
-def _on_device(value: int) -> jax.Array:
+def _on_device(value: int) -> Int[Array, ""]:
     """A small int that many calls are given."""
     return as_arguments(np.int32(value))
 
@@ -166,26 +167,28 @@ def _advance(
     solver: Solver,
     state: State,
     data: PyTree,
-    record: Any,
-    begin: jax.Array,
-    length: jax.Array,
+    record: Callable[[State, Info, Batch], PyTree],
+    begin: Int[Array, ""],
+    length: Int[Array, ""],
     *,
     most: int,
     guard: bool,
     size: int | None,
-) -> tuple[State, PyTree, jax.Array]:
-    """`length` (int32[]) steps, their records in a trace of length `most`.
+) -> tuple[State, PyTree, Bool[Array, ""]]:
+    """`length` steps, their records in a trace of length `most`.
 
     With a `size`, data are batches of so many rows, (steps, B, ...), these steps' from `begin` on.
     """
     ahead, step = _stepping(solver, state, data, size, begin)
 
-    def look(i: jax.Array, ahead: Any) -> tuple[Any, PyTree, jax.Array]:
+    def look(i: Int[Array, ""], ahead: Carry) -> tuple[Carry, PyTree, Bool[Array, ""]]:
         batch = ahead[1][0]
         ahead, info = step(i, ahead)
         return ahead, record(ahead[0], info, batch), jnp.isfinite(info.loss)
 
-    def body(i: jax.Array, carry: Any) -> Any:
+    def body(
+        i: Int[Array, ""], carry: tuple[Carry, PyTree, Bool[Array, ""]]
+    ) -> tuple[Carry, PyTree, Bool[Array, ""]]:
         ahead, trace, fine = carry
         ahead, told, is_fine = look(i, ahead)
         put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
@@ -206,8 +209,8 @@ def _until_not_finite(
     solver: Solver,
     state: State,
     data: PyTree,
-    begin: jax.Array,
-    length: jax.Array,
+    begin: Int[Array, ""],
+    length: Int[Array, ""],
     *,
     size: int | None,
 ) -> State:
@@ -219,15 +222,15 @@ def _until_not_finite(
 
 
 def _stepping(
-    solver: Solver, state: State, data: PyTree, size: int | None, begin: jax.Array
-) -> tuple[Any, Any]:
+    solver: Solver, state: State, data: PyTree, size: int | None, begin: Int[Array, ""]
+) -> tuple[Carry, Step]:
     """`stepping` whose step also takes its number among the steps of the call."""
     if size is None:
         ahead, step = stepping(solver, state, data)
         return ahead, lambda i, ahead: step(ahead)
     ahead, step = stepping(solver, state, jax.ShapeDtypeStruct((size,), jnp.float32))
 
-    def at(i: jax.Array, ahead: Any) -> tuple[Any, Info]:
+    def at(i: Int[Array, ""], ahead: Carry) -> tuple[Carry, Info]:
         rows = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, begin + i, 0, False), data)
         return step(ahead, BatchRows(rows, size))
 

@@ -8,13 +8,16 @@ The operations are the same ones. Where XLA refuses, the run is compiled as ever
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Jaxpr
+from jaxtyping import Array, Bool, PyTree
 
 from jaxsgd.core.jaxprs import inner_jaxprs
 
@@ -50,28 +53,32 @@ CALLS = frozenset(
 )
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """`jax.jit(fn, **options)`, whose program is one kernel where it is small and runs on a CPU.
 
     Only where it is called by itself: in a transformation or another program it cannot be known how
     large its operations become. Static arguments are given by name.
     """
 
-    def decorate(fn: Callable[..., Any]) -> Any:
+    def decorate(fn: Callable[P, T]) -> Callable[P, T]:
         plain = jax.jit(fn, **options)
-        is_small: dict[Any, bool] = {}
+        is_small: dict[Hashable, bool] = {}
 
         @partial(jax.jit, **options, compiler_options=OPTIONS)
         @wraps(fn)
-        def marked(*args: Any, **static: Any) -> Any:
+        def marked(*args: P.args, **static: P.kwargs) -> tuple[T, PyTree]:
             whole = jax.jit(lambda *args: (plain(*args, **static), _read(args)))
             result, read = whole(*args)
             return result, set_xla_metadata(read, **MARK)  # of the call that it comes from
 
         @wraps(fn)
-        def call(*args: Any, **static: Any) -> Any:
+        def call(*args: P.args, **static: P.kwargs) -> T:
             leaves, tree = jax.tree.flatten(args)
-            if jax.config.jax_disable_jit or not _stand_alone(leaves):  # type: ignore[attr-defined]
+            if jax.config.jax_disable_jit or not _stand_alone(leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static)
             key = tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
             small = is_small.get(key)
@@ -94,13 +101,13 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
                     is_small[key] = False
             return plain(*args, **static)
 
-        call.lower = plain.lower  # type: ignore[attr-defined]
+        call.lower = plain.lower  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
 
 
-def _read(args: Any) -> jax.Array:
+def _read(args: PyTree) -> Bool[Array, ""]:
     """A number (bool[]) from all arguments: XLA aborts where a kernel leaves one unread."""
     read = jnp.zeros((), bool)
     for x in jax.tree.leaves(args):
@@ -108,13 +115,13 @@ def _read(args: Any) -> jax.Array:
     return read
 
 
-def _stand_alone(leaves: list[Any]) -> bool:
+def _stand_alone(leaves: list[Array]) -> bool:
     """Whether a program called with these is a program of its own, on one CPU."""
     is_tried = TRIED[0] <= jax.__version_info__ < TRIED[1]
     if not is_tried or jax.default_backend() != "cpu":
         return False
     return all(
-        not isinstance(x, jax.core.Tracer)
+        not isinstance(x, Tracer)
         and x.size > 0
         and (
             _is_key(x) or (x.dtype.name in DTYPES and _is_on_a_cpu(x))
@@ -123,16 +130,16 @@ def _stand_alone(leaves: list[Any]) -> bool:
     )
 
 
-def _is_on_a_cpu(x: jax.Array) -> bool:
-    devices: Any = x.sharding.device_set
+def _is_on_a_cpu(x: Array) -> bool:
+    devices = x.sharding.device_set
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _equations(jaxpr: Any, in_loop: bool = False) -> Iterator[tuple[Any, bool]]:
+def _equations(jaxpr: Jaxpr, in_loop: bool = False) -> Iterator[tuple[Any, bool]]:
     """The equations of a jaxpr and of all within it, and whether they are in a loop."""
     for equation in jaxpr.eqns:
         yield equation, in_loop

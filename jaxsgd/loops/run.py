@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,10 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable
-from jaxsgd.core.records import Info, State
+from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, keys_of, words_of
 from jaxsgd.loops import cpu_fusion
-from jaxsgd.loops.base import device_data, stepping, windows_of
+from jaxsgd.loops.base import Carry, device_data, stepping, windows_of
 from jaxsgd.solver import Solver
 
 
@@ -42,16 +41,17 @@ def run(
       record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
         of it): a function (define it once, not in the call: another object compiles again), or a
         callable pytree. Without it, an `Info` of `step` and `loss`.
-      record_every: keep only the step that ends each window of so many steps; what is not recorded is not
-        computed.
+      record_every: keep only the last step of each window of so many steps; what is not recorded
+        is not computed.
       remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
-        little memory: keep about `2 sqrt(steps // record_every)` states, best where that number has a
-        divisor near its root, and compute the steps between them again, instead of keeping what
-        each step computed. With few numbers to differentiate by, forward mode (`jax.jacfwd`) needs
+        little memory: keep about `2 sqrt(steps // record_every)` states, best where that
+        number has a divisor near its root, and compute the steps between them again, instead of
+        keeping what each step computed. With few numbers to differentiate by, forward mode (`jax.jacfwd`) needs
         neither. Without a derivative it changes nothing.
 
     Returns:
-      The state after the last step, and the records stacked along a leading axis `steps // record_every`.
+      The state after the last step, and the records stacked along a leading axis of length
+        `steps // record_every`.
 
     Raises:
       ValueError: `steps` is no multiple of `record_every`.
@@ -77,7 +77,7 @@ def _run(
     solver: Solver,
     state: State,
     data: PyTree,
-    record: Any,
+    record: Callable[[State, Info], PyTree] | None,
     *,
     windows: int,
     every: int,
@@ -95,7 +95,7 @@ def scan_steps(
     solver: Solver,
     state: State,
     data: PyTree,
-    record: Any,
+    record: Callable[[State, Info, Batch], PyTree],
     windows: int,
     every: int = 1,
     remat: bool = False,
@@ -103,7 +103,7 @@ def scan_steps(
     """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch."""
     ahead, step = stepping(solver, state, data)
 
-    def window(ahead: Any, _: None) -> tuple[Any, PyTree]:
+    def window(ahead: Carry, _: None) -> tuple[Carry, PyTree]:
         if every > 1:
             ahead, _ = lax.scan(lambda a, _: (step(a)[0], None), ahead, length=every - 1)
         batch = ahead[1][0]
@@ -116,7 +116,7 @@ def scan_steps(
     inner = next(n for n in range(math.isqrt(max(windows, 1)), 0, -1) if windows % n == 0)
     again = partial(jax.checkpoint, prevent_cse=False)  # a scan does not share what is within
 
-    def by_word(words: Any, _: None) -> tuple[Any, PyTree]:
+    def by_word(words: PyTree, _: None) -> tuple[PyTree, PyTree]:
         """A window between words of keys: keys kept for the way back would count as used."""
         after, told = window(keys_of(words, ahead), None)
         return words_of(after), told

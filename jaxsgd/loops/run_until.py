@@ -2,42 +2,42 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments, strong
 from jaxsgd.loops import cpu_fusion
-from jaxsgd.loops.base import device_data, guarded, stepping, windows_of
+from jaxsgd.loops.base import Carry, device_data, guarded, stepping, windows_of
 from jaxsgd.solver import Solver
-from jaxsgd.stopping import Check, Ending, Reason, as_stop, check_stop
+from jaxsgd.stopping.base import Check, Ending, Reason, Stop, as_stop, check_stop
 
 
 def run_until(
     solver: Solver,
     state: State,
     data: PyTree,
-    stop: Any,
+    stop: Stop,
     *,
     max_steps: int,
     check_every: int,
-    monitor: Callable[[State], jax.Array] | None = None,
+    monitor: Callable[[State], Float[Array, ""]] | None = None,
 ) -> tuple[State, Check, Ending]:
     """Take steps until a stop says so, in one `lax.while_loop`, compiled once.
 
-    Every `check_every` steps the stop sees a `Check`. Each step is looked at before it counts: from the
-    first one whose loss, gradient or new parameters are not finite the state stands still, at the
-    last finite one, and the run ends at the next check with `Reason.DIVERGED`.
+    Every `check_every` steps the stop sees a `Check`. From the first step whose loss, gradient or
+    new parameters are not finite, the state is frozen at its last finite value, and the run ends at
+    the next check with `Reason.DIVERGED`.
 
-    It can be jitted and vmapped, where a lane that has stopped is frozen. Then each check masks the
-    whole state and the trace, and lanes no longer share the rows they gather: keep `check_every` large,
-    or use `run`. It cannot be differentiated in reverse; `run` can.
+    It can be jitted and vmapped: a run that has stopped is frozen. Each check then masks the whole
+    state and the trace, and the runs no longer share the rows they gather: keep `check_every`
+    large, or use `run`. It cannot be differentiated in reverse; `run` can.
 
     Args:
       solver, state, data: as in `run`.
@@ -74,11 +74,11 @@ def run_until(
 class _Watch(NamedTuple):
     """What `run_until` carries from check to check."""
 
-    ahead: Any
+    ahead: Carry
     stop: PyTree
     trace: Check
-    checks: jax.Array
-    reason: jax.Array
+    checks: Int[Array, ""]
+    reason: Int[Array, ""]
 
 
 @cpu_fusion.jit(static_argnames=("windows", "every"))
@@ -86,8 +86,8 @@ def _run_until(
     solver: Solver,
     state: State,
     data: PyTree,
-    stop: Any,
-    monitor: Any,
+    stop: Stop,
+    monitor: Callable[[State], Float[Array, ""]] | None,
     *,
     windows: int,
     every: int,
@@ -95,8 +95,8 @@ def _run_until(
     ahead, step = stepping(solver, state, data)
     zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
 
-    def add(carry: Any, _: None) -> tuple[Any, None]:
-        ahead, fine, total, *_ = carry
+    def add(carry: PyTree, _: None) -> tuple[PyTree, None]:
+        ahead, fine, total = carry[:3]
         ahead, fine, info = guarded(step, ahead, fine)
         told = (total + info.loss + info.penalty, info.grad_norm, info.update_norm)
         return (ahead, fine, *(x.astype(zero.dtype) for x in told)), None
@@ -124,7 +124,7 @@ def _run_until(
     return state, watch.trace, Ending(watch.reason, state.step, watch.checks)
 
 
-def _scalar(monitor: Any, state: State) -> jax.Array:
+def _scalar(monitor: Callable[[State], PyTree], state: State) -> Float[Array, ""]:
     value = jnp.asarray(monitor(state))
     if value.ndim:
         raise TypeError(

@@ -161,16 +161,16 @@ class EpochSampler(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        epoch, positions, weight = self.positions(jnp.asarray(step, jnp.int32))
+        epoch, positions, weight = self.epoch_positions(jnp.asarray(step, jnp.int32))
         return Batch(self.rows(key, epoch, positions), weight)
 
-    @property
+    @default_property
     def steps_per_epoch(self) -> int:
         """The number of batches of an epoch: `ceil(n / B)`, or `n div B` with `drop_last`."""
         whole, rest = divmod(self.known_size, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def positions(
+    def epoch_positions(
         self, step: Int[Array, ""]
     ) -> tuple[Int[Array, ""], Int[Array, " B"], Float[Array, " B"]]:
         """The epoch of a step, the positions it takes of that epoch's order, and their weights."""

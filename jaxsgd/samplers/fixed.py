@@ -109,7 +109,7 @@ def _as_arrays(
     return jnp.asarray(rows, jnp.int32), jnp.asarray(weight, float)
 
 
-def _padded(batches: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _padded(batches: Sequence[Sequence[float] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Batches of different lengths as rows and weights, padded with the last row at weight 0."""
     rows = [np.asarray(batch) for batch in batches]
     for i, batch in enumerate(rows):

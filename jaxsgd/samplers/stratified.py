@@ -153,16 +153,16 @@ def _class_lookup(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[
     low = np.arange(len(place)) * steps
     least = np.searchsorted(begins, low, side="right") - 1
     most = np.searchsorted(begins, low + steps - 1, side="right") - 1
-    classes = [np.minimum(least + i, most) for i in range(1 + int((most - least).max()))]
-    is_beyond = [place >= begins[kind].astype(np.int32) for kind in classes[1:]]
-    if len(classes) > 4:
+    count = 1 + int((most - least).max())
+    if count > 4:
         method = "compare_all" if len(begins) <= 64 else "scan_unrolled"
         kind = jnp.searchsorted(jnp.asarray(begins), place, side="right", method=method) - 1
+        return lambda table: jnp.asarray(_narrow(table))[kind]
+    classes = [np.minimum(least + i, most) for i in range(count)]
+    is_beyond = [place >= begins[kind].astype(np.int32) for kind in classes[1:]]
 
     def of_class(table: Any) -> jax.Array:
-        table = table.astype(np.int32) if table.dtype == np.int64 else table
-        if len(classes) > 4:
-            return jnp.asarray(table)[kind]
+        table = _narrow(table)
         value = jnp.asarray(table[classes[0]])
         for is_in, which in zip(is_beyond, classes[1:], strict=True):
             value = jnp.where(is_in, table[which], value)
@@ -218,7 +218,7 @@ def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:
 
 
 def _checked_labels(labels: Any) -> np.ndarray:
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         raise TypeError(
             "Stratified's labels are traced, expected concrete numbers: the number of rows of each "
             "class is static; create the sampler outside of jit and vmap"

@@ -117,7 +117,8 @@ def halving(
     factor = validation.integer(factor, "factor", 2)
 
     run, rungs, taken = as_callable(run, "run"), [], 0
-    numbers = np.arange(n)
+    numbers = kept = np.arange(n)
+    scores = np.zeros((n, 0))
     states = sweep(init, *args, over=[settings, *repetitions], chunk=chunk, progress=False)
     for end in _rung_ends(n, steps, factor):
         some_steps, points = _RunSteps(run, end - taken), [settings, *repetitions]

@@ -50,7 +50,7 @@ def array_bytes(avals: Iterable[Any]) -> int:
     """The bytes of some arrays. A key is counted as 16, the most that JAX's generators take."""
 
     def width(dtype: Any) -> int:
-        return 16 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize
+        return 16 if jnp.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize
 
     return sum(math.prod(aval.shape) * width(aval.dtype) for aval in avals)
 

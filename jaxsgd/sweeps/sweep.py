@@ -149,7 +149,7 @@ def _place_on_mesh(
 
     def put(x: Any, is_compact: bool) -> jax.Array:
         spec = runs_spec(plan, is_compact and x.shape[plan.split_axis] > 1)
-        if not is_compact and not isinstance(x, jax.core.Tracer):
+        if not is_compact and not isinstance(x, Tracer):
             is_placed = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
             spec = x.sharding.spec if is_placed else spec  # the rows of `MeshRows` stay in place
         return jax.device_put(x, NamedSharding(mesh, spec))
@@ -225,6 +225,6 @@ def _runs_that_fit(call: PyTree, axes: Any, plan: Plan, runs: int, progress: boo
 def _device(tree: PyTree) -> Any:
     """The device that the arrays were placed on explicitly, or JAX's default device."""
     for x in jax.tree.leaves(tree):
-        if not isinstance(x, jax.core.Tracer) and x.committed:
+        if not isinstance(x, Tracer) and x.committed:
             return min(x.sharding.addressable_devices, key=lambda device: device.id)
-    return jax.config.jax_default_device or jax.local_devices()[0]  # type: ignore[attr-defined]
+    return jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore[reportAttributeAccessIssue]

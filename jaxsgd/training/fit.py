@@ -15,7 +15,8 @@ from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.data.base import as_rows
+from jaxsgd.core.validation import SampleWeight
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.gradients.base import Gradient
 from jaxsgd.losses import Loss
 from jaxsgd.rules.base import Rule
@@ -24,7 +25,7 @@ from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
 from jaxsgd.schedules import Rate
 from jaxsgd.solver import Solver
-from jaxsgd.stopping import Reason, Stop, as_stop
+from jaxsgd.stopping.base import Reason, Stop, as_stop
 from jaxsgd.training.metrics import epoch_metrics, monitored_entry
 from jaxsgd.training.progress import Bar, interrupts
 from jaxsgd.training.trainer import FitState, Trainer, params_of
@@ -59,9 +60,9 @@ def fit(
     sampler: Sampler | None = None,
     penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
     model_state: PyTree = None,
-    sample_weight: Float[Array, " n"] | Float[np.ndarray, " n"] | None = None,
+    sample_weight: SampleWeight | None = None,
     validation: PyTree = None,
-    validation_sample_weight: Float[Array, " m"] | Float[np.ndarray, " m"] | None = None,
+    validation_sample_weight: SampleWeight | None = None,
     metrics: Mapping[str, Callable[..., Any]] | None = None,
     stop: Stop | None = None,
     monitor: str | None = None,
@@ -106,7 +107,8 @@ def fit(
       stop: when to stop before the last epoch, such as `EarlyStopping(5)`; checked once an epoch.
       monitor: the entry of the history that `stop` and `restore_best` watch. By default
         `validation_loss`, or, without validation, `loss` (the penalty is in neither).
-      mode: `"min"` where a smaller value is better, `"max"` where a larger one is.
+      mode: `"min"` where a smaller value is better, `"max"` where a larger one is; then the stop
+        sees the negated value.
       restore_best: return the parameters of the epoch with the best monitored value.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
@@ -141,16 +143,16 @@ def fit(
     >>> jax.tree.map(lambda x: x.round(2).tolist(), result.params)
     {'bias': 1.0, 'weight': [3.0]}
     """
-    _check_pairs(
-        learning_rate, rule, batch_size, sampler, checkpoint_every, checkpoint_tag, checkpoint,
-        validation_sample_weight, validation,
-    )  # fmt: skip
+    _needs(
+        "checkpoint", checkpoint, checkpoint_every=checkpoint_every, checkpoint_tag=checkpoint_tag
+    )
+    _needs("validation", validation, validation_sample_weight=validation_sample_weight)
     check_tag(checkpoint_tag, "checkpoint_tag")
     epochs = check.integer(epochs, "epochs", 0)
     solver = Solver(
-        loss_or_gradient,  # type: ignore[arg-type]  # the field converts it
-        Shuffled(batch_size) if sampler is None else sampler,
-        SGD(learning_rate) if rule is None else rule,  # type: ignore[arg-type]
+        loss_or_gradient,
+        _sampler(sampler, batch_size),
+        _rule(rule, learning_rate),
         penalty,
         sample_weight,
     )
@@ -179,30 +181,28 @@ def fit(
     return _train(trainer, trainer.begin(state), epochs, progress)
 
 
-def _check_pairs(
-    learning_rate: Any,
-    rule: Any,
-    batch_size: int,
-    sampler: Any,
-    checkpoint_every: Any,
-    checkpoint_tag: Any,
-    checkpoint: Any,
-    validation_sample_weight: Any,
-    validation: Any,
-) -> None:
-    """Refuse arguments that exclude each other, or that need another one."""
+def _rule(rule: Any, learning_rate: Any) -> Any:
+    """The rule, or `SGD` with the learning rate: exactly one of them is given."""
     if (learning_rate is None) == (rule is None):
         given = "neither" if rule is None else "both"
         raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
-    if sampler is not None and batch_size != 64:
+    return SGD(learning_rate) if rule is None else rule
+
+
+def _sampler(sampler: Sampler | None, batch_size: int) -> Sampler:
+    """The sampler, or `Shuffled` with the batch size."""
+    if sampler is None:
+        return Shuffled(batch_size)
+    if batch_size != 64:
         raise ValueError(
             f"fit was given batch_size={batch_size} and a sampler, expected one of them"
         )
-    for name, value, other, needed in [
-        ("checkpoint_every", checkpoint_every, "checkpoint", checkpoint),
-        ("checkpoint_tag", checkpoint_tag, "checkpoint", checkpoint),
-        ("validation_sample_weight", validation_sample_weight, "validation", validation),
-    ]:
+    return sampler
+
+
+def _needs(other: str, needed: Any, **options: Any) -> None:
+    """Refuse options that are given without the argument that they belong to."""
+    for name, value in options.items():
         if value is not None and needed is None:
             raise ValueError(f"fit was given {name} without {other}, expected {other}= as well")
 
@@ -223,7 +223,7 @@ def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Re
                 if current is not start:
                     trainer.keep(current)
                 failed = current._replace(reason=int(Reason.FAILED))
-                error.result = _result(failed)  # type: ignore[attr-defined]
+                error.result = _result(failed)  # pyright: ignore[reportAttributeAccessIssue]
                 error.add_note(trainer.position(current))
             raise
         result = _result(current)
@@ -233,8 +233,10 @@ def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Re
 
 
 def _result(current: FitState) -> Result:
-    state, found_best = current.state, current.best is not None and current.best_value < math.inf
-    params, model_state = current.best if found_best else (params_of(state), state.model_state)
+    state = current.state
+    params, model_state = params_of(state), state.model_state
+    if current.best is not None and current.best_value < math.inf:
+        params, model_state = current.best
     return Result(params, state, current.history, Reason(current.reason), model_state)
 
 

@@ -11,7 +11,7 @@ from jaxsgd.core import validation as check
 from jaxsgd.core.part import innermost
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.data.base import as_rows, check_same_form
+from jaxsgd.data.arrays import as_rows, check_same_form
 from jaxsgd.evaluation import evaluate
 from jaxsgd.losses import RowLoss, RowsLoss
 from jaxsgd.solver import Solver
@@ -67,6 +67,8 @@ def monitored_entry(
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}, expected 'min' or 'max'")
     names = [*evaluated, "loss"]
+    if mode == "max" and monitor is None:
+        raise ValueError("mode is 'max' without monitor, expected monitor= the entry to maximise")
     if monitor is None:
         monitor = next(name for name in names if name in ("validation_loss", "loss"))
     elif stop is None and not restore_best:

@@ -21,12 +21,12 @@ from jaxsgd.checkpoints.orbax import checkpoints, restore, save
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.evaluation import means_over
 from jaxsgd.loops.chunks import ChunkResult, advances
 from jaxsgd.rules.averaging import averaged, find_average
 from jaxsgd.solver import Solver
-from jaxsgd.stopping import Check, Reason, check_stop
+from jaxsgd.stopping.base import Check, Reason, check_stop
 from jaxsgd.training.metrics import EpochMetrics
 
 

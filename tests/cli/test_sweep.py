@@ -66,7 +66,7 @@ def test_every_setting_is_trained_told_written_and_drawn(here, capsys):
     assert (here / "jaxsgd-t-sweep/sweep.png").stat().st_size > 10_000
 
     # a run of the sweep is the run of its setting and seed
-    commands = dict.fromkeys(["fit", "sweep", "predict"])
+    commands = dict.fromkeys(["fit", "sweep", "predict"], int)
     args = make_parser(commands).parse_args([*command.split(), "--seed", "5"])
     task, rows, _ = prepared(args)
     rule, penalty = jaxsgd.Momentum(0.1, 0.5), jaxsgd.L2(1e-3, mask=jaxsgd.models.weights_only)
@@ -95,11 +95,11 @@ def test_a_picture_holds_further_axes_at_the_best_setting():
     over = tuple({name: of_axis} for name, of_axis in values.items())
     key = {"key": jax.random.split(jax.random.key(0), 1)}
     found = search.SearchResult(jaxsgd.Sweep({"loss": scores}, (*over, key)), "loss")
-    ax, held = found.picture("loss")
+    ax, held = found.plot("loss")
     assert held == ", best c = 8"
     np.testing.assert_array_equal(ax.images[0].get_array(), scores[:, :, 1, 0].T)
     few = search.SearchResult(jaxsgd.Sweep({"loss": scores[:, :2]}, (over[0], {"b": jnp.arange(2.0)}, over[2], key)), "loss")  # fmt: skip
-    assert len(few.picture("loss")[0].lines) == 2
+    assert len(few.plot("loss")[0].lines) == 2
 
 
 def test_where_every_setting_diverged_that_is_said(here, capsys):

@@ -8,7 +8,7 @@ import pytest
 import jaxsgd
 from jaxsgd.core.part import as_callable
 from jaxsgd.core.trees import as_arguments
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from tests import table
 
 

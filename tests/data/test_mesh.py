@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsgd
-from jaxsgd.data.base import as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.sweeps import sweep
 from tests import processes, table
 
