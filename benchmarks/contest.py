@@ -47,7 +47,7 @@ class Contender:
         self.runs: list[dict[str, float]] = []
 
     def hear(self) -> dict[str, Any]:
-        for line in self.process.stdout:  # type: ignore[union-attr]
+        for line in self.process.stdout:
             if line.startswith("{"):  # a library may print too
                 return json.loads(line)
         self.words.seek(0)
@@ -60,8 +60,8 @@ class Contender:
 
     def run_once(self, seed: int) -> dict[str, float]:
         with suppress(BrokenPipeError):  # then there are last words
-            self.process.stdin.write(f"{seed}\n")  # type: ignore[union-attr]
-            self.process.stdin.flush()  # type: ignore[union-attr]
+            self.process.stdin.write(f"{seed}\n")
+            self.process.stdin.flush()
         return self.hear()
 
     def close(self) -> None:

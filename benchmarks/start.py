@@ -39,7 +39,7 @@ def cached(task: Start, data: Any, contender: str) -> Callable[[int], Any]:
     """With JAX's persistent compilation cache, filled by the first run."""
     folder = tempfile.TemporaryDirectory()
     prepare = cold(task, data, contender, folder.name)
-    prepare.folder = folder  # type: ignore[attr-defined]  # lives as long as the contender
+    prepare.folder = folder  # lives as long as the contender
     return prepare
 
 

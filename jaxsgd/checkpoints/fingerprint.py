@@ -9,7 +9,6 @@ of a module are `module.<lambda>`. The `tag` of a checkpoint covers changes of c
 import dataclasses
 import re
 import zlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +54,7 @@ def difference(saved: dict[str, str], given: dict[str, str]) -> str | None:
     return None
 
 
-def as_numpy(leaf: Any) -> np.ndarray:
+def as_numpy(leaf: object) -> np.ndarray:
     """An array, a number, or the data of a key as a NumPy array."""
     return np.asarray(jax.device_get(words_of(leaf)) if isinstance(leaf, jax.Array) else leaf)
 
@@ -65,7 +64,7 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _node(tree: PyTree, kind: type, aux: Any) -> str:
+def _node(tree: PyTree, kind: type, aux: object) -> str:
     """The type of a node and its static fields, with their names where it is a dataclass."""
     if aux is tree:  # None, or a type that is registered as static
         return _static(tree)
@@ -80,7 +79,7 @@ def _node(tree: PyTree, kind: type, aux: Any) -> str:
     return f"{kind.__qualname__}({', '.join(texts)})"
 
 
-def _leaf(leaf: Any) -> str:
+def _leaf(leaf: object) -> str:
     """The dtype and shape of an array and its value or checksum; any other leaf as if static."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return _shape(leaf)
@@ -91,7 +90,7 @@ def _leaf(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)} {value}"
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: object) -> str:
     """The dtype and shape of an array, or the type of another leaf."""
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
         return type(leaf).__qualname__
@@ -100,7 +99,7 @@ def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _static(value: Any) -> str:
+def _static(value: PyTree) -> str:
     """The name of a function or class, or the repr of another value without addresses."""
     if isinstance(value, jax.Array | np.ndarray):
         return _leaf(value)

@@ -16,7 +16,9 @@ import re
 import shutil
 import warnings
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -36,7 +38,12 @@ class FormatError(ValueError):
 
 
 def save(
-    path: Any, state: PyTree, *, of: PyTree = None, tag: str | None = None, keep: int = 3
+    path: str | PathLike[str],
+    state: PyTree,
+    *,
+    of: PyTree = None,
+    tag: str | None = None,
+    keep: int = 3,
 ) -> Path:
     """Save the state of a run as the newest checkpoint of a folder.
 
@@ -107,7 +114,9 @@ def save(
     return new
 
 
-def restore(path: Any, like: PyTree, *, of: PyTree = None, tag: str | None = None) -> PyTree:
+def restore(
+    path: str | PathLike[str], like: PyTree, *, of: PyTree = None, tag: str | None = None
+) -> PyTree:
     """Restore the newest complete checkpoint of a folder.
 
     Args:
@@ -174,7 +183,7 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("jaxsgd_"))
 
 
-def checked_folder(path: Any) -> Path:
+def checked_folder(path: str | PathLike[str]) -> Path:
     """The absolute path of a folder of checkpoints. `save` deletes in it: nothing else is in it."""
     _orbax()
     if jax.process_count() > 1:
@@ -198,13 +207,13 @@ def checked_folder(path: Any) -> Path:
     return folder
 
 
-def check_tag(tag: Any, name: str = "tag") -> None:
+def check_tag(tag: object, name: str = "tag") -> None:
     """Refuse a tag that is not a string or None."""
     if tag is not None and not isinstance(tag, str):
         raise TypeError(f"{name}: expected a string, got {tag!r} of type {type(tag).__name__}")
 
 
-def _orbax() -> Any:
+def _orbax() -> ModuleType:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -215,7 +224,7 @@ def _orbax() -> Any:
 # arrays
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
+def _named(tree: PyTree) -> dict[str, PyTree]:
     """The leaves by names that are readable and valid file names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     words = [re.sub(r"\W+", ".", jax.tree_util.keystr(path)).strip(".") for path, _ in leaves]
@@ -238,12 +247,12 @@ def _check_leaves(state: PyTree) -> None:
             raise TypeError(f"{where}: expected an array of numbers, got one of dtype {dtype}")
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: object) -> bool:
     """Whether a leaf holds typed keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(ocp: ModuleType, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a checkpoint by name, and the JSON file about them."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         args = ocp.args.Composite(about=ocp.args.JsonRestore())
@@ -254,7 +263,7 @@ def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
                 f"{folder}: expected format {FORMAT}, which jaxsgd {version('jaxsgd')} reads, got "
                 f"format {about['format']}, written by jaxsgd {writer}"
             )
-        filled: dict[str, Any] = {}
+        filled: dict[str, np.ndarray] = {}
         if any(0 not in shape for _, *shape in about["shapes"].values()):
             args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore())
             filled = checkpointer.restore(folder, args).arrays
@@ -270,7 +279,7 @@ def _read(ocp: Any, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
     """The arrays in the structure of `like`, as the types of its leaves and on their devices."""
 
-    def place(old: Any, name: str) -> Any:
+    def place(old: PyTree, name: str) -> PyTree:
         array = arrays[name]
         if isinstance(old, bool | int | float):
             return type(old)(array)

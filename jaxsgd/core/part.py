@@ -72,9 +72,9 @@ def part(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass and a pytree whose leaves are its fields not `static()`.
 
     The constructor calls the converter of each field, then `__post_init__`. Unflattening calls
-    neither: a check sees what a user wrote, never a placeholder of a transformation or the
-    cotangent of a solver. Parts compare by identity, because a comparison of arrays has no single
-    truth value. A part is final: a class subclasses contracts, not other parts.
+    neither, so checks see only values passed to the constructor: no tracers, placeholders of
+    `in_axes`, or cotangents. Parts compare by identity, because a comparison of arrays has no
+    single truth value. A part is final: a class subclasses contracts, not other parts.
 
     Raises:
       TypeError: the class subclasses a part, or a field has the name of a method of its contract.

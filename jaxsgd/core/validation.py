@@ -27,7 +27,7 @@ def integer(value: object, name: str, least: int, most: int = MAX_SIZE) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(
             f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
-            "that is traced (by jit, vmap, sweep) close over it, not an argument"
+            "that is traced (by jit, vmap, sweep) close over it instead of passing it"
         )
     try:
         result = operator.index(value)  # pyright: ignore[reportArgumentType]

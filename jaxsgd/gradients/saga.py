@@ -1,4 +1,4 @@
-"""TODO."""
+"""SAGA: a gradient whose variance vanishes at the optimum, by a table of the rows' gradients."""
 
 from collections.abc import Callable
 from functools import partial

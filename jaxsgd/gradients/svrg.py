@@ -1,4 +1,4 @@
-"""Gradients whose variance vanishes at the optimum: SVRG and SAGA."""
+"""SVRG: a gradient whose variance vanishes at the optimum, by full gradients at times."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -4,10 +4,12 @@ XLA runs each operation of a CPU program as a task of its own, and those of a lo
 few by its thread pool: 2 to 5 us a turn, where the arithmetic of a small step takes 0.3. A call
 marked as small it compiles as one function instead. XLA itself marks loops of up to a kilobyte;
 here runs are marked whose operations are small, and of kinds that it can do within a function.
-The operations are the same ones. Where XLA refuses, the run is compiled as ever.
+The operations are the same ones. Where XLA refuses, the run is compiled as ever. The environment
+variable JAXSGD_CPU_FUSION=0 turns this off; `python -m jaxsgd.about` says whether it is on.
 """
 
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -115,10 +117,21 @@ def _read(args: PyTree) -> Bool[Array, ""]:
     return read
 
 
+def why_off() -> str | None:
+    """Why no program is marked in this process, or None where small ones are."""
+    if os.environ.get("JAXSGD_CPU_FUSION") == "0":
+        return "JAXSGD_CPU_FUSION is 0"
+    if jax.default_backend() != "cpu":
+        return f"the default backend is {jax.default_backend()}"
+    if not TRIED[0] <= jax.__version_info__ < TRIED[1]:
+        low, high = (".".join(map(str, version)) for version in TRIED)
+        return f"it was tried on JAX {low} to below {high}"
+    return None
+
+
 def _stand_alone(leaves: list[Array]) -> bool:
     """Whether a program called with these is a program of its own, on one CPU."""
-    is_tried = TRIED[0] <= jax.__version_info__ < TRIED[1]
-    if not is_tried or jax.default_backend() != "cpu":
+    if why_off() is not None:
         return False
     return all(
         not isinstance(x, Tracer)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`run`: a fixed number of steps in one `lax.scan`."""
 
 import math
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def run(
       remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
         little memory: keep about `2 sqrt(steps // record_every)` states, best where that
         number has a divisor near its root, and compute the steps between them again, instead of
-        keeping what each step computed. With few numbers to differentiate by, forward mode (`jax.jacfwd`) needs
-        neither. Without a derivative it changes nothing.
+        keeping what each step computed. With few numbers to differentiate by, forward mode
+        (`jax.jacfwd`) needs neither. Without a derivative it changes nothing.
 
     Returns:
       The state after the last step, and the records stacked along a leading axis of length

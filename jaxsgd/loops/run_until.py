@@ -1,4 +1,4 @@
-"""TODO."""
+"""`run_until`: steps until a stop ends the run, in one `lax.while_loop`."""
 
 from collections.abc import Callable
 from functools import partial

@@ -200,7 +200,7 @@ def _is_logarithmic(values: np.ndarray) -> bool:
         return False
     steps = np.diff(np.log(values))
     is_geometric = len(steps) > 1 and bool(np.allclose(steps, steps[0], rtol=1e-3))
-    return bool(values[-1] > 10 * values[0]) or (is_geometric and steps[0] > 0)
+    return bool(values[-1] > 10 * values[0]) or (is_geometric and bool(steps[0] > 0))
 
 
 def _fence(values: np.ndarray, is_logarithmic: bool) -> float:

@@ -6,18 +6,23 @@ statistical tests, but they are not a cipher.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Int, Key, UInt32
 
-from jaxsgd.random.permutation import GOLDEN, hash_key, mix
+from jaxsgd.random.permutation import GOLDEN, Words, hash_key, mix
+
+T = TypeVar("T")
 
 
-def random_words(key: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The upper and lower words (uint32[count]) of `count` random 64-bit integers."""
+def random_words(
+    key: Key[Array, ""], step: Int[Array, ""], count: int
+) -> tuple[UInt32[Array, " count"], UInt32[Array, " count"]]:
+    """The upper and lower words of `count` random 64-bit integers."""
     first, second = hash_key(key, step)
     position = jnp.arange(count, dtype=jnp.uint32) * GOLDEN
     # Each of the two hashes maps different positions to different words. Their sum may repeat a
@@ -26,7 +31,9 @@ def random_words(key: jax.Array, step: jax.Array, count: int) -> tuple[jax.Array
     return mix(low + mix(second ^ position)), low
 
 
-def randint_below(words: tuple[jax.Array, jax.Array], bound: int) -> jax.Array:
+def randint_below(
+    words: tuple[UInt32[Array, " B"], UInt32[Array, " B"]], bound: int
+) -> Int[Array, " B"]:
     """Integers (int32) in 0..bound-1 from 64-bit words: `floor(word * bound / 2**64)`.
 
     Each integer has probability 1 / bound, up to a relative error of bound / 2**64.
@@ -37,7 +44,7 @@ def randint_below(words: tuple[jax.Array, jax.Array], bound: int) -> jax.Array:
     return (multiply_high(high, np.uint32(bound)) + carry).astype(jnp.int32)
 
 
-def multiply_high(x: Any, y: Any) -> Any:
+def multiply_high(x: Words, y: Words) -> UInt32[Array, "..."]:
     """The upper 32 bits of the 64-bit product of two uint32.
 
     By products of halves, because JAX has 64-bit integers only in x64 mode.
@@ -49,7 +56,7 @@ def multiply_high(x: Any, y: Any) -> Any:
     return x_high * y_high + (middle >> np.uint32(16)) + (rest >> np.uint32(16))
 
 
-def short_loop(count: int, body: Callable[[Any, Any], Any], init: Any) -> Any:
+def short_loop(count: int, body: Callable[[Int[Array, ""], T], T], init: T) -> T:
     """`lax.fori_loop(0, count, body, init)` for a few iterations over the whole batch.
 
     It is unrolled, except on a CPU. There a single expression would take each position through all

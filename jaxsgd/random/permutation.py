@@ -9,6 +9,7 @@ References: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002); M
 "Bandwidth-optimal random shuffling for GPUs" (2022).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,14 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Integer, Key, PRNGKeyArray, UInt32
 
 from jaxsgd.core import validation
 
 GOLDEN = np.uint32(0x9E3779B9)
+Words = UInt32[Array, "..."] | UInt32[np.ndarray, "..."] | np.uint32  # one or several
 LOOPED = range(32, 1025)  # numbers of positions for which a CPU loops over the rounds
 
 
-def permute(key: jax.Array, positions: Any, size: int | np.integer) -> jax.Array:
+def permute(
+    key: PRNGKeyArray, positions: ArrayLike | Sequence[int], size: int | np.integer
+) -> Int[Array, "..."]:
     """Rows at some positions of a random permutation of 0..size-1.
 
     `permute(key, jnp.arange(n), n)` is the whole permutation, a function of `key` and `size` alone.
@@ -62,10 +68,9 @@ def _permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
     return jnp.where(inside, rows, -1)
 
 
-def _int32_positions(positions: Any) -> jax.Array:
+def _int32_positions(positions: ArrayLike | Sequence[int]) -> Int[Array, "..."]:
     """Positions as int32. Those outside 0..2**31-1 become some that are outside 0..size-1."""
-    if not isinstance(positions, jax.Array):
-        positions = np.asarray(positions)
+    positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions: expected an array of integers, got one of {positions.dtype}")
     if positions.dtype.itemsize == 8:  # JAX would wrap 2**32 + 1 to 1
@@ -87,14 +92,14 @@ def permute_epoch(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: 
 class Networks(NamedTuple):
     """Feistel networks on pairs in 0..a-1 x 0..b-1, for one size or for an array of sizes."""
 
-    size: Any  # uint32[...], as are the sides
-    a: Any
-    b: Any
+    size: Words
+    a: Words
+    b: Words
     rounds: int  # the same for all sizes
     excess: int  # the largest a b - size: how often a position may have to be encrypted again
 
 
-def networks(size: Any) -> Networks:
+def networks(size: int | np.ndarray) -> Networks:
     """The networks for a NumPy array of sizes.
 
     The sides: of 32 candidates for a, from the root of the size down, the one with the least excess
@@ -129,15 +134,19 @@ def networks(size: Any) -> Networks:
 
 
 def permute_each(
-    key: jax.Array, epoch: jax.Array, positions: jax.Array, networks: Networks, salt: Any
-) -> jax.Array:
+    key: Key[Array, ""],
+    epoch: Integer[Array, "..."],
+    positions: Integer[Array, "..."] | np.ndarray,
+    networks: Networks,
+    salt: Words,
+) -> Int[Array, "..."]:
     """Rows (int32) at positions, each of the permutation of its own size and salt (uint32).
 
     The sizes and sides of `networks` and the salts broadcast against `positions`, which are not
     checked to be below their sizes.
     """
     size, _, _, rounds, excess = networks
-    keys: Any = _round_keys(key, epoch, rounds)
+    keys = _round_keys(key, epoch, rounds)
     # A CPU loops over the rounds, each for all positions: 0.7 us per step instead of 1.2. In one
     # expression it would take a vector of positions through all rounds, each of which waits for the
     # result of the one before. More positions than in LOOPED would leave the nearest cache.
@@ -147,7 +156,7 @@ def permute_each(
     if excess > 0:
         # Cycle walking. An orbit is outside 0..size-1 for at most a b - size encryptions in a row.
         # The loop is bounded by that number all the same: without an end it would hang the device.
-        def walk(state: Any) -> Any:
+        def walk(state: tuple[Array, Array]) -> tuple[Array, Array]:
             turn, x = state
             again = _encrypt(x, keys, networks, salt, in_loop)
             return turn + 1, jnp.where(x >= size, again, x)
@@ -157,11 +166,17 @@ def permute_each(
     return x.astype(jnp.int32)
 
 
-def _encrypt(x: jax.Array, keys: Any, networks: Networks, salt: Any, in_loop: bool) -> jax.Array:
+def _encrypt(
+    x: UInt32[Array, "..."],
+    keys: list[Array] | Array,
+    networks: Networks,
+    salt: Words,
+    in_loop: bool,
+) -> UInt32[Array, "..."]:
     """One pass of the network: a bijection on 0..a*b-1."""
     _, a, b, rounds, _ = networks
 
-    def two_rounds(i: Any, halves: Any) -> Any:
+    def two_rounds(i: int | Array, halves: tuple[Array, Array]) -> tuple[Array, Array]:
         left, right = halves
         left = _round(left, right, keys[2 * i] ^ salt, a)
         return left, _round(right, left, keys[2 * i + 1] ^ salt, b)
@@ -179,7 +194,7 @@ def _encrypt(x: jax.Array, keys: Any, networks: Networks, salt: Any, in_loop: bo
     return halves[0] * b + halves[1]
 
 
-def _round(x: Any, other: Any, key: Any, side: Any) -> Any:
+def _round(x: Array, other: Array, key: Array, side: Words) -> Array:
     """`(x + F(other)) mod side`, F the upper half of a hash scaled to 0..side-1; side <= 2**16."""
     h = (other ^ key) * np.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)
@@ -187,7 +202,9 @@ def _round(x: Any, other: Any, key: Any, side: Any) -> Any:
     return jnp.minimum(x, x - side)  # unsigned: where x < side, x - side wraps to a large number
 
 
-def _round_keys(key: jax.Array, epoch: Any, rounds: int) -> list[jax.Array]:
+def _round_keys(
+    key: Key[Array, ""], epoch: Integer[Array, "..."], rounds: int
+) -> list[Array]:
     """One word (uint32) per round, from two hashes of the key's words and the epoch."""
     both = hash_key(key, epoch)
     return [mix(both[i % 2] + np.uint32(i * int(GOLDEN) % 2**32)) for i in range(rounds)]
@@ -209,7 +226,7 @@ def mix(h: Any) -> Any:
     return h ^ (h >> 16)
 
 
-def quotient(x: jax.Array, side: Any) -> jax.Array:
+def quotient(x: UInt32[Array, "..."], side: Words) -> UInt32[Array, "..."]:
     """`x // side` (uint32) where it is below 2**20, for sides below 2**31.
 
     A CPU divides integers one by one, but floats as vectors. The float quotient is off by one at

@@ -1,14 +1,14 @@
 """A sampler of batches with each class in proportion."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.core import Tracer
+from jaxtyping import Array, Int, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import field, part, set_fields, static
@@ -20,6 +20,9 @@ from jaxsgd.samplers.base import CounterSampler
 
 MOST_STEPS = 2**26  # per epoch; the products in `_first_place` would overflow with more
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+Labels = Shaped[Array, " n"] | Shaped[np.ndarray, " n"] | Sequence[int]
 
 
 @part
@@ -58,10 +61,10 @@ class Stratified(CounterSampler):
     References: Cochran, "Sampling techniques" (1977), chapters 5 and 8.
     """
 
-    labels: Any
+    labels: Labels
     batch_size: int = static()
-    proportions: tuple[float, ...] | None = static(default=None)
-    order: Any = field(default=None, init=False, repr=False)  # rows, class after class
+    proportions: Sequence[float] | np.ndarray | None = static(default=None)
+    order: Int[Array, " n"] = field(default=None, init=False, repr=False)  # rows, class after class
     counts: tuple[int, ...] = static(default=(), init=False)  # rows of each class
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class Stratified(CounterSampler):
         """Batch `step` (int32[]) of the run with this key, its rows in the order of the classes."""
         n, steps, key = self.size, self.steps_per_epoch, validation.key(key)
         counts = np.array(self.counts)
-        places = counts if self.proportions is None else _places(self.proportions, n)
+        places = counts if self.proportions is None else _places(tuple(self.proportions), n)
         begins = np.cumsum(places) - places
 
         step, position = jnp.asarray(step, jnp.int32), np.arange(self.batch_size, dtype=np.int32)
@@ -124,7 +127,7 @@ class Stratified(CounterSampler):
         epoch: jax.Array,
         place: jax.Array,
         places: np.ndarray,
-        of_class: Callable[[Any], jax.Array],
+        of_class: Callable[[np.ndarray], Array],
     ) -> jax.Array:
         """The rows (int32[B]), numbered class after class, at places of the classes' shuffles."""
         counts = np.array(self.counts)
@@ -143,7 +146,9 @@ class Stratified(CounterSampler):
         return of_class(begins) + permute_each(key, epoch, place, own_networks, salt)
 
 
-def _class_lookup(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[[Any], jax.Array]:
+def _class_lookup(
+    begins: np.ndarray, place: jax.Array, steps: int
+) -> Callable[[np.ndarray], Array]:
     """A function that looks up, in a table by class, the entry for the class of each place.
 
     Places are `position * steps + first`, first < steps, so that a position in the batch can only
@@ -161,7 +166,7 @@ def _class_lookup(begins: np.ndarray, place: jax.Array, steps: int) -> Callable[
     classes = [np.minimum(least + i, most) for i in range(count)]
     is_beyond = [place >= begins[kind].astype(np.int32) for kind in classes[1:]]
 
-    def of_class(table: Any) -> jax.Array:
+    def of_class(table: np.ndarray) -> Array:
         table = _narrow(table)
         value = jnp.asarray(table[classes[0]])
         for is_in, which in zip(is_beyond, classes[1:], strict=True):
@@ -217,7 +222,11 @@ def _places(proportions: tuple[float, ...], n: int) -> np.ndarray:
     return places
 
 
-def _checked_labels(labels: Any) -> np.ndarray:
+def _narrow(table: np.ndarray) -> np.ndarray:
+    return table.astype(np.int32) if table.dtype == np.int64 else table
+
+
+def _checked_labels(labels: Labels) -> np.ndarray:
     if isinstance(labels, Tracer):
         raise TypeError(
             "Stratified's labels are traced, expected concrete numbers: the number of rows of each "
@@ -232,7 +241,9 @@ def _checked_labels(labels: Any) -> np.ndarray:
     return host
 
 
-def _checked_proportions(proportions: Any, classes: int) -> tuple[float, ...] | None:
+def _checked_proportions(
+    proportions: Sequence[float] | np.ndarray | None, classes: int
+) -> tuple[float, ...] | None:
     if proportions is None:
         return None
     name = "Stratified's proportions"

@@ -76,7 +76,7 @@ class Ending(NamedTuple):
     """How a run ended."""
 
     reason: Int[Array, ""]  # a `Reason`
-    step: Int[Array, ""]  # steps taken; where diverged, the step that was not finite counts too
+    step: Int[Array, ""]  # int32[]: steps taken, without a step that was not finite
     checks: Int[Array, ""]  # checks made, the valid length of the trace
 
     def __str__(self) -> str:

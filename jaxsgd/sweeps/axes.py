@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,12 @@ from jaxtyping import PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.trees import by_words
 
+Over = Mapping[str, PyTree] | Sequence[Mapping[str, PyTree]]  # as a user writes the axes
+Axes = tuple[dict[str, PyTree], ...]  # the values by name of each axis
+PlaceLike = int | np.integer | np.ndarray | jax.Array
 
-def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
+
+def as_axes(over: Over) -> Axes:
     """The values by name of each axis: arrays whose leading axes have the same length."""
     is_product = isinstance(over, Mapping)
     axes = [{name: values} for name, values in over.items()] if is_product else list(over)
@@ -32,7 +35,7 @@ def as_axes(over: Any) -> tuple[dict[str, PyTree], ...]:
     return checked
 
 
-def _as_arrays(name: str, values: Any) -> PyTree:
+def _as_arrays(name: str, values: PyTree) -> PyTree:
     """A list of numbers as an array; a pytree of arrays as it is, once checked."""
     if isinstance(values, list | tuple | range) and all(
         isinstance(value, bool | int | float | np.number) for value in values
@@ -67,7 +70,7 @@ def length(axis: dict[str, PyTree]) -> int:
     return found.pop()
 
 
-def repeated(axes: Sequence[dict[str, PyTree]], mean_over: Any) -> list[int]:
+def repeated(axes: Sequence[dict[str, PyTree]], mean_over: str | Sequence[str] | None) -> list[int]:
     """The axes of the names in `mean_over`: one name, several, or None.
 
     Raises:
@@ -98,13 +101,13 @@ def vmap_order(axes: Sequence[dict[str, PyTree]]) -> tuple[int, ...]:
     return tuple(sorted(range(len(axes)), key=lambda i: not has_keys(axes[i])))
 
 
-def value_at(values: PyTree, place: int) -> Any:
+def value_at(values: PyTree, place: int) -> PyTree:
     """One of the values on an axis; a number as a Python number."""
     value = jax.tree.map(partial(take, places=place), values)
     return value.item() if is_number(values) else value
 
 
-def take(x: jax.Array | np.ndarray, places: Any) -> Any:
+def take(x: jax.Array | np.ndarray, places: PlaceLike) -> jax.Array | np.ndarray:
     """The entries of an array at some places of its leading axis."""
     if isinstance(x, np.ndarray):
         return x[places]

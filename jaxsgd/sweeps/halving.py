@@ -1,8 +1,8 @@
 """`halving`: successive halving over a sweep whose runs continue from their states."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, part, static
-from jaxsgd.sweeps.axes import as_axes, length, repeated, take, value_at
+from jaxsgd.sweeps.axes import Over, as_axes, length, repeated, take, value_at
 from jaxsgd.sweeps.result import Ranked, Sweep
 from jaxsgd.sweeps.sweep import sweep
 
@@ -57,7 +57,7 @@ def halving(
     init: Callable[..., PyTree],
     run: Callable[..., tuple[PyTree, jax.Array]],
     *args: PyTree,
-    over: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    over: Over,
     steps: int,
     factor: int = 2,
     mean_over: str | Sequence[str] | None = None,
@@ -157,10 +157,10 @@ def _rung_ends(n: int, steps: int, factor: int) -> list[int]:
 class _RunSteps:
     """`run` with a static number of steps."""
 
-    run: Any
+    run: Callable[..., tuple[PyTree, jax.Array]]
     steps: int = static()
 
-    def __call__(self, state: PyTree, *args: PyTree, **point: Any) -> PyTree:
+    def __call__(self, state: PyTree, *args: PyTree, **point: PyTree) -> tuple[PyTree, jax.Array]:
         return self.run(state, *args, steps=self.steps, **point)
 
 

@@ -12,12 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr
+from jaxtyping import PyTree
 
 from jaxsgd.core.jaxprs import inner_jaxprs
 
 
 @lru_cache(maxsize=256)  # a repeated sweep is not traced again, and its jaxpr is the same object
-def peak_bytes(jaxpr: Any) -> int:
+def peak_bytes(jaxpr: Jaxpr) -> int:
     """The most bytes that the results of a jaxpr's equations take at any time.
 
     A result takes memory from the equation that computes it to the last one that reads it.
@@ -40,16 +44,16 @@ def peak_bytes(jaxpr: Any) -> int:
     return most
 
 
-def _shared_bytes(inner: Any, results: list[Any]) -> int:
+def _shared_bytes(inner: Jaxpr, results: list[PyTree]) -> int:
     """The bytes of an inner jaxpr's outputs that are results of the outer equation as they are."""
     outputs = [v.aval for v in inner.outvars]
     return sum(array_bytes([a]) for a, b in zip(outputs, results, strict=False) if a == b)
 
 
-def array_bytes(avals: Iterable[Any]) -> int:
+def array_bytes(avals: Iterable[PyTree]) -> int:
     """The bytes of some arrays. A key is counted as 16, the most that JAX's generators take."""
 
-    def width(dtype: Any) -> int:
+    def width(dtype: np.dtype) -> int:
         return 16 if jnp.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize
 
     return sum(math.prod(aval.shape) * width(aval.dtype) for aval in avals)

@@ -1,15 +1,19 @@
 """The result of a sweep: the results of its runs, labelled by the axes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxsgd.core.part import part
 from jaxsgd.sweeps.axes import is_number, length, repeated, value_at
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Ranked(NamedTuple):
@@ -24,7 +28,7 @@ class Ranked(NamedTuple):
         where the averaged axes come last.
     """
 
-    point: dict[str, Any]
+    point: dict[str, PyTree]
     score: float
     spread: float
     diverged: int
@@ -65,7 +69,7 @@ class Sweep:
         """The results of the runs, each array of shape (*shape, ...)."""
         return _broadcast(self.runs, self.shape)
 
-    def __getitem__(self, name: Any) -> "Sweep":
+    def __getitem__(self, name: str | int) -> "Sweep":
         """A Sweep of one entry of results that are a tuple or a dict: `result["params"]`."""
         return Sweep(self.runs[name], self.over)
 
@@ -77,7 +81,7 @@ class Sweep:
         )
         return f"Sweep({axes}; {', '.join(found)})"
 
-    def scores(self, by: str | Callable[[PyTree], Any] | None = None) -> np.ndarray:
+    def scores(self, by: str | Callable[[PyTree], ArrayLike] | None = None) -> np.ndarray:
         """The score of each run: the smaller the better, infinite where it is not finite.
 
         Args:
@@ -107,7 +111,7 @@ class Sweep:
 
     def ranked(
         self,
-        by: str | Callable[[PyTree], Any] | None = None,
+        by: str | Callable[[PyTree], ArrayLike] | None = None,
         *,
         mean_over: str | Sequence[str] | None = None,
         most: int | None = None,
@@ -150,7 +154,7 @@ class Sweep:
 
     def best(
         self,
-        by: str | Callable[[PyTree], Any] | None = None,
+        by: str | Callable[[PyTree], ArrayLike] | None = None,
         *,
         mean_over: str | Sequence[str] | None = None,
     ) -> Ranked:
@@ -173,7 +177,7 @@ class Sweep:
             raise ValueError("in every setting of the sweep a run diverged, so none is the best")
         return best
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """A pandas DataFrame with one row per run: its values, and its results that are numbers.
 
         A value that is not a number, such as a key, is given by its index on its axis. The column

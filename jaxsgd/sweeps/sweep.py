@@ -2,12 +2,13 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -17,7 +18,7 @@ from jaxsgd.core.trees import as_arguments, placed_like
 from jaxsgd.data.base import Rows
 from jaxsgd.data.mesh import auto, find_meshes
 from jaxsgd.sweeps import memory
-from jaxsgd.sweeps.axes import as_axes, length, vmap_order
+from jaxsgd.sweeps.axes import Axes, Over, as_axes, length, vmap_order
 from jaxsgd.sweeps.result import Sweep
 from jaxsgd.sweeps.vmapped import RUNS, Plan, allocate, run_all, run_block, runs_spec
 from jaxsgd.training.progress import counted
@@ -26,10 +27,10 @@ from jaxsgd.training.progress import counted
 def sweep(
     fn: Callable[..., PyTree],
     *args: PyTree,
-    over: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    over: Over,
     chunk: int | None = None,
     progress: bool = True,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
 ) -> Sweep:
     """Run `fn(*args, **point)` at every point of some axes, as one compiled program.
 
@@ -101,7 +102,7 @@ def sweep(
     return Sweep(runs, axes)
 
 
-def _check_argument(i: int, arg: Any, axes: Sequence[dict[str, PyTree]]) -> None:
+def _check_argument(i: int, arg: PyTree, axes: Sequence[dict[str, PyTree]]) -> None:
     """Refuse an argument that cannot be passed to the runs."""
     is_sweep = lambda x: isinstance(x, Sweep)  # noqa: E731
     if is_sweep(arg):
@@ -133,8 +134,8 @@ def _axes_text(axes: Sequence[tuple[list[str], int]]) -> str:
 
 
 def _place_on_mesh(
-    plan: Plan, call: PyTree, axes: Any, args: Any, shape: tuple[int, ...], mesh: Mesh
-) -> tuple[Plan, PyTree, Any]:
+    plan: Plan, call: PyTree, axes: Axes, args: PyTree, shape: tuple[int, ...], mesh: Mesh
+) -> tuple[Plan, PyTree, Axes]:
     """The plan for a mesh, and the arguments placed on it."""
     mesh = _checked_mesh(mesh, args)
     devices = mesh.shape[RUNS]
@@ -147,11 +148,12 @@ def _place_on_mesh(
     plan = plan._replace(mesh=mesh, split_axis=fitting[0])
     leaves, structure = jax.tree.flatten(call)
 
-    def put(x: Any, is_compact: bool) -> jax.Array:
+    def put(x: jax.Array, is_compact: bool) -> jax.Array:
         spec = runs_spec(plan, is_compact and x.shape[plan.split_axis] > 1)
         if not is_compact and not isinstance(x, Tracer):
-            is_placed = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
-            spec = x.sharding.spec if is_placed else spec  # the rows of `MeshRows` stay in place
+            place = x.sharding
+            if isinstance(place, NamedSharding) and place.mesh == mesh:
+                spec = place.spec  # the rows of `MeshRows` stay in place
         return jax.device_put(x, NamedSharding(mesh, spec))
 
     call = jax.tree.unflatten(structure, map(put, leaves, plan.is_compact))
@@ -164,7 +166,7 @@ def _place_on_mesh(
     return plan, call, axes
 
 
-def _checked_mesh(mesh: Mesh, args: Any) -> Mesh:
+def _checked_mesh(mesh: Mesh, args: PyTree) -> Mesh:
     """A mesh that runs can be split over, and that has the devices of the arguments' rows."""
     if RUNS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {RUNS!r}")
@@ -184,7 +186,7 @@ def _checked_mesh(mesh: Mesh, args: Any) -> Mesh:
 
 
 def _block(
-    call: PyTree, axes: Any, plan: Plan, shape: tuple[int, ...], chunk: int | None, progress: bool
+    call: PyTree, axes: Axes, plan: Plan, shape: tuple[int, ...], chunk: int | None, progress: bool
 ) -> tuple[int, ...]:
     """The number of values of each axis that are computed at a time."""
     devices = 1 if plan.mesh is None else plan.mesh.shape[RUNS]
@@ -204,7 +206,7 @@ def _block(
     return tuple(block)
 
 
-def _runs_that_fit(call: PyTree, axes: Any, plan: Plan, runs: int, progress: bool) -> int:
+def _runs_that_fit(call: PyTree, axes: Axes, plan: Plan, runs: int, progress: bool) -> int:
     """How many of the runs can be computed at once in half of the device's memory."""
     program = run_all.trace(call, axes, plan=plan).jaxpr.jaxpr
     need, half = memory.peak_bytes(program), memory.available_bytes(_device(call)) / 2

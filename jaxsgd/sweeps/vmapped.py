@@ -8,16 +8,17 @@ computed and stored once, and is passed on to another sweep that way.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxsgd.core.trees import by_words, words_of
+from jaxsgd.sweeps.axes import Axes
 
 RUNS = "runs"  # the mesh axis that runs are split over
 
@@ -30,18 +31,18 @@ class Plan(NamedTuple):
 
     is_compact: tuple[bool, ...]  # which leaves of the call are compact results of another sweep
     order: tuple[int, ...]  # the axes, the outermost vmap first
-    mesh: Any = None
+    mesh: Mesh | None = None
     split_axis: int = 0  # the axis whose runs are split over the mesh
 
 
 @partial(jax.jit, static_argnames="plan")
-def run_all(call: Any, axes: Any, *, plan: Plan) -> PyTree:
+def run_all(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
     """The compact results of all runs. `axes` holds, for each axis, its values by name."""
     return _run(call, axes, plan)
 
 
 @partial(jax.jit, static_argnames="plan")
-def allocate(call: Any, axes: Any, *, plan: Plan) -> PyTree:
+def allocate(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
     """Zeros of the shapes of `run_all`'s results, for `run_block` to write to."""
     shapes = jax.eval_shape(partial(_run, plan=plan), call, axes)
     return _constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
@@ -49,7 +50,13 @@ def allocate(call: Any, axes: Any, *, plan: Plan) -> PyTree:
 
 @partial(jax.jit, static_argnames=("plan", "block"), donate_argnums=0)
 def run_block(
-    results: PyTree, start: jax.Array, call: Any, axes: Any, *, plan: Plan, block: tuple[int, ...]
+    results: PyTree,
+    start: jax.Array,
+    call: PyTree,
+    axes: Axes,
+    *,
+    plan: Plan,
+    block: tuple[int, ...],
 ) -> PyTree:
     """Compact results, with those of the runs from `start[i]` to `start[i] + block[i]` computed.
 
@@ -81,20 +88,21 @@ def runs_spec(plan: Plan, is_split: bool) -> PartitionSpec:
 
 def _constrain(results: PyTree, plan: Plan) -> PyTree:
     """Results that stay in the same place on the mesh, whichever blocks have been computed."""
-    if plan.mesh is None:
+    mesh = plan.mesh
+    if mesh is None:
         return results
 
     def constrain(x: jax.Array) -> jax.Array:
-        place = NamedSharding(plan.mesh, runs_spec(plan, x.shape[plan.split_axis] > 1))
+        place = NamedSharding(mesh, runs_spec(plan, x.shape[plan.split_axis] > 1))
         return lax.with_sharding_constraint(x, place)
 
     return jax.tree.map(constrain, results)
 
 
-def _run(call: Any, axes: Any, plan: Plan) -> PyTree:
+def _run(call: PyTree, axes: Axes, plan: Plan) -> PyTree:
     """The compact results of all runs. `fn` is traced twice: first to find what depends on what."""
     leaves, structure = jax.tree.flatten(call)
-    one_run, axes, count = partial(_one_run, structure), list(axes), len(axes)
+    one_run, values, count = partial(_one_run, structure), list(axes), len(axes)
     mapped = [
         [i for i in plan.order if is_compact and x.shape[i] > 1]
         for x, is_compact in zip(leaves, plan.is_compact, strict=True)
@@ -103,20 +111,20 @@ def _run(call: Any, axes: Any, plan: Plan) -> PyTree:
         _vmap_order(x, at, count) if is_compact else x
         for x, at, is_compact in zip(leaves, mapped, plan.is_compact, strict=True)
     ]
-    depends, result_structure = _dependence(one_run, mapped, plan.order, leaves, axes)
-    program: Callable[..., Any] = lambda *args: jax.tree.leaves(one_run(*args))  # noqa: E731
+    depends, result_structure = _dependence(one_run, mapped, plan.order, leaves, values)
+    program: Callable[..., list[jax.Array]] = lambda *args: jax.tree.leaves(one_run(*args))  # noqa: E731
     for i in reversed(plan.order):
         out_axes = [0 if i in at else None for at in depends]
         program = jax.vmap(program, _in_axes(i, mapped, count), out_axes)
     if plan.mesh is not None:
         program = _split_over_mesh(program, mapped, depends, plan, count)
     results = [
-        _sweep_order(x, at, count) for x, at in zip(program(leaves, axes), depends, strict=True)
+        _sweep_order(x, at, count) for x, at in zip(program(leaves, values), depends, strict=True)
     ]
     return jax.tree.unflatten(result_structure, results)
 
 
-def _one_run(structure: Any, leaves: list[Any], axes: list[dict[str, PyTree]]) -> PyTree:
+def _one_run(structure: PyTree, leaves: list[jax.Array], axes: list[dict[str, PyTree]]) -> PyTree:
     """`fn(*args, **point)`, from the leaves of the call and one value on each axis."""
     fn, args = jax.tree.unflatten(structure, leaves)
     results = fn(*args, **{name: value for axis in axes for name, value in axis.items()})
@@ -125,7 +133,9 @@ def _one_run(structure: Any, leaves: list[Any], axes: list[dict[str, PyTree]]) -
     return jax.tree.map(jnp.asarray, results)
 
 
-def _in_axes(i: int, mapped: list[list[int]], count: int) -> tuple[list[Any], list[Any]]:
+def _in_axes(
+    i: int, mapped: list[list[int]], count: int
+) -> tuple[list[int | None], list[int | None]]:
     """The `in_axes` of axis i's vmap: the leaves that it maps, and its values."""
     return [0 if i in at else None for at in mapped], [0 if j == i else None for j in range(count)]
 
@@ -134,9 +144,9 @@ def _dependence(
     one_run: Callable[..., PyTree],
     mapped: list[list[int]],
     order: tuple[int, ...],
-    leaves: list[Any],
-    axes: list[Any],
-) -> tuple[list[list[int]], Any]:
+    leaves: list[jax.Array],
+    axes: list[dict[str, PyTree]],
+) -> tuple[list[list[int]], PyTree]:
     """The axes that each result of a run depends on, outermost first, and the results' structure.
 
     vmap finds which results depend on its axis, but does not return it: the caller must know before
@@ -149,15 +159,15 @@ def _dependence(
 
     def observed(run: Callable[..., PyTree], i: int) -> Callable[..., PyTree]:
         @custom_vmap
-        def observe(value: Any, results: list[Any]) -> Any:
+        def observe(value: PyTree, results: list[jax.Array]) -> PyTree:
             return value
 
         @observe.def_vmap
-        def _(size: int, batched: Any, value: Any, results: list[Any]) -> Any:
+        def _(size: int, batched: PyTree, value: PyTree, results: list[jax.Array]) -> PyTree:
             is_mapped[i] = batched[1]
             return value, batched[0]
 
-        def run_and_observe(leaves: list[Any], axes: list[Any]) -> PyTree:
+        def run_and_observe(leaves: list[jax.Array], axes: list[dict[str, PyTree]]) -> PyTree:
             results = run(leaves, axes)
             # The axis's own value goes along: the vmap of axis i maps it even where it maps no
             # result, and so calls the rule, which would otherwise be left to a vmap outside of it.
@@ -174,12 +184,12 @@ def _dependence(
 
 
 def _split_over_mesh(
-    program: Callable[..., Any],
+    program: Callable[..., list[jax.Array]],
     mapped: list[list[int]],
     depends: list[list[int]],
     plan: Plan,
     count: int,
-) -> Callable[..., Any]:
+) -> Callable[..., list[jax.Array]]:
     """The program on a mesh: each device computes its own runs, which exchange nothing."""
 
     def spec(at: list[int]) -> PartitionSpec:

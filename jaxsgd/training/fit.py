@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
 from jaxsgd.checkpoints.orbax import check_tag, checked_folder
@@ -17,6 +17,7 @@ from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
 from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.arrays import as_rows
+from jaxsgd.evaluation import MetricLike
 from jaxsgd.gradients.base import Gradient
 from jaxsgd.losses import Loss
 from jaxsgd.rules.base import Rule
@@ -48,11 +49,11 @@ class Result(NamedTuple):
 
 
 def fit(
-    loss_or_gradient: Gradient | Loss | Callable[..., Any],
+    loss_or_gradient: Gradient | Loss | Callable[..., PyTree],
     params: PyTree,
     data: PyTree,
     *,
-    key: jax.Array,
+    key: PRNGKeyArray,
     epochs: int,
     batch_size: int = 64,
     learning_rate: Rate | None = None,
@@ -63,12 +64,12 @@ def fit(
     sample_weight: SampleWeight | None = None,
     validation: PyTree = None,
     validation_sample_weight: SampleWeight | None = None,
-    metrics: Mapping[str, Callable[..., Any]] | None = None,
+    metrics: Mapping[str, MetricLike] | None = None,
     stop: Stop | None = None,
     monitor: str | None = None,
     mode: Literal["min", "max"] = "min",
     restore_best: bool = False,
-    log: Callable[[dict[str, float]], Any] | None = None,
+    log: Callable[[dict[str, float]], object] | None = None,
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     checkpoint_tag: str | None = None,
@@ -181,12 +182,16 @@ def fit(
     return _train(trainer, trainer.begin(state), epochs, progress)
 
 
-def _rule(rule: Any, learning_rate: Any) -> Any:
+def _rule(
+    rule: Rule | optax.GradientTransformation | None, learning_rate: Rate | None
+) -> Rule | optax.GradientTransformation:
     """The rule, or `SGD` with the learning rate: exactly one of them is given."""
-    if (learning_rate is None) == (rule is None):
-        given = "neither" if rule is None else "both"
-        raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
-    return SGD(learning_rate) if rule is None else rule
+    if rule is None and learning_rate is not None:
+        return SGD(learning_rate)
+    if rule is not None and learning_rate is None:
+        return rule
+    given = "neither" if rule is None else "both"
+    raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
 
 
 def _sampler(sampler: Sampler | None, batch_size: int) -> Sampler:
@@ -200,7 +205,7 @@ def _sampler(sampler: Sampler | None, batch_size: int) -> Sampler:
     return sampler
 
 
-def _needs(other: str, needed: Any, **options: Any) -> None:
+def _needs(other: str, needed: object, **options: object) -> None:
     """Refuse options that are given without the argument that they belong to."""
     for name, value in options.items():
         if value is not None and needed is None:

@@ -1,29 +1,31 @@
 """What `fit` evaluates after each epoch, on which rows, and which entry it watches."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from jaxsgd.core import validation as check
 from jaxsgd.core.part import innermost
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments
+from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.arrays import as_rows, check_same_form
-from jaxsgd.evaluation import evaluate
+from jaxsgd.evaluation import MetricLike, evaluate
 from jaxsgd.losses import RowLoss, RowsLoss
 from jaxsgd.solver import Solver
+from jaxsgd.stopping.base import Stop
 
 
 class EpochMetrics(NamedTuple):
     """What is evaluated after each epoch, and on which rows."""
 
-    functions: dict[str, Callable[..., Any]]
+    functions: dict[str, MetricLike]
     prefix: str  # of their names in the history: "validation_", or none for training rows
     rows: PyTree
-    sample_weight: Float[Array, " m"] | None
+    sample_weight: Shaped[Array, " m"] | None
 
     @property
     def names(self) -> list[str]:
@@ -35,9 +37,9 @@ def epoch_metrics(
     solver: Solver,
     state: State,
     data: PyTree,
-    metrics: Any,
+    metrics: Mapping[str, MetricLike] | None,
     validation: PyTree,
-    sample_weight: Any,
+    sample_weight: SampleWeight | None,
 ) -> EpochMetrics:
     """The metrics of a fit on the validation rows, or, where there are none, on the training rows.
 
@@ -61,7 +63,7 @@ def epoch_metrics(
 
 
 def monitored_entry(
-    monitor: str | None, mode: str, stop: Any, restore_best: bool, evaluated: list[str]
+    monitor: str | None, mode: str, stop: Stop | None, restore_best: bool, evaluated: list[str]
 ) -> str:
     """The entry of the history that is watched: the first, if none was named."""
     if mode not in ("min", "max"):
@@ -95,7 +97,9 @@ def monitored_entry(
     return monitor
 
 
-def _functions(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, Any]:
+def _functions(
+    solver: Solver, metrics: Mapping[str, MetricLike] | None, validation: PyTree
+) -> dict[str, MetricLike]:
     """What is evaluated after each epoch."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(f"metrics is {metrics!r}, expected a dict of functions of (params, row)")
@@ -116,7 +120,7 @@ def _functions(solver: Solver, metrics: Any, validation: PyTree) -> dict[str, An
     return named
 
 
-def _check_scalars(metrics: dict[str, Any], state: State, rows: PyTree) -> None:
+def _check_scalars(metrics: dict[str, MetricLike], state: State, rows: PyTree) -> None:
     """Refuse metrics that fail or are not numbers before anything is trained."""
     evaluated = lambda p, r, c: evaluate(metrics, p, r, model_state=c)  # noqa: E731
     means = jax.eval_shape(evaluated, state.params, as_rows(rows).shapes, state.model_state)

@@ -6,9 +6,11 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class Bar:
@@ -39,7 +41,7 @@ class Bar:
             self.bar.update(done - self.bar.n)
 
 
-def counted(items: list[Any], show: bool, unit: str) -> Iterable[Any]:
+def counted(items: list[T], show: bool, unit: str) -> Iterable[T]:
     """The items, with a bar over them."""
     bar = _bar(show, iterable=items, unit=unit)
     return items if bar is None else bar

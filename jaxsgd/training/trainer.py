@@ -4,17 +4,17 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
 from jaxsgd.checkpoints.orbax import checkpoints, restore, save
@@ -26,7 +26,7 @@ from jaxsgd.evaluation import means_over
 from jaxsgd.loops.chunks import ChunkResult, advances
 from jaxsgd.rules.averaging import averaged, find_average
 from jaxsgd.solver import Solver
-from jaxsgd.stopping.base import Check, Reason, check_stop
+from jaxsgd.stopping.base import Check, Reason, Stop, check_stop
 from jaxsgd.training.metrics import EpochMetrics
 
 
@@ -36,7 +36,7 @@ class FitState(NamedTuple):
     state: State
     step: int  # of the state, on the host
     memory: PyTree  # of the stop
-    best: PyTree  # the best parameters and their model state, where the stop watches validation
+    best: PyTree  # (params, model_state) of the best epoch with `restore_best`, otherwise None
     best_value: float
     norms: tuple[float, float]  # of the last step's gradient and update, where a stop looks
     loss: float  # of the current epoch: the sum over its rows so far,
@@ -56,18 +56,18 @@ class Trainer:
     """What a fit does, and with what."""
 
     solver: Solver
-    data: Any
+    data: PyTree
     steps: int  # of an epoch
     metrics: EpochMetrics
-    stop: Any
+    stop: Stop | None
     monitor: str
     mode: str
     restore_best: bool
-    log: Any
+    log: Callable[[dict[str, float]], object] | None
     checkpoint: Path | None
     checkpoint_every: int  # steps between checkpoints
     checkpoint_tag: str | None
-    key: jax.Array
+    key: Key[Array, ""]
 
     def begin(self, state: State) -> FitState:
         """The fit before the first epoch, or the one that the checkpoint holds."""
@@ -158,7 +158,7 @@ class Trainer:
     def end_epoch(self, fit: FitState) -> FitState:
         """The epoch's record, and what the stop makes of it."""
         state = fit.state
-        record: dict[str, Any] = {
+        record: dict[str, float] = {
             "epoch": len(fit.history["epoch"]) + 1,
             "step": fit.step,
             "loss": fit.loss / fit.rows,
@@ -247,14 +247,14 @@ def _cuts(at: int, total: int, steps: int, every: int) -> Iterator[int]:
         at = end
 
 
-def _record_loss(state: State, info: Info, batch: Batch) -> Any:
+def _record_loss(state: State, info: Info, batch: Batch) -> tuple[Array, ...]:
     return info.loss, jnp.sum(batch.weight > 0)
 
 
-def _record_norms(state: State, info: Info, batch: Batch) -> Any:
+def _record_norms(state: State, info: Info, batch: Batch) -> tuple[Array, ...]:
     return (*_record_loss(state, info, batch), info.grad_norm, info.update_norm)
 
 
 @jax.jit
-def _update_stop(stop: Any, check: Check, memory: PyTree) -> tuple[jax.Array, PyTree]:
+def _update_stop(stop: Stop, check: Check, memory: PyTree) -> tuple[Int[Array, ""], PyTree]:
     return check_stop(stop, check, memory)

@@ -149,6 +149,12 @@ def test_a_version_that_was_not_tried_gets_no_mark(marks, monkeypatch):
     assert marks == []
 
 
+def test_the_environment_turns_it_off(marks, monkeypatch):
+    monkeypatch.setenv("JAXSGD_CPU_FUSION", "0")
+    jaxsgd.run(*started(), 3)
+    assert marks == []
+
+
 def test_what_xla_refuses_runs_without_the_mark_and_is_not_tried_again(marks, monkeypatch):
     monkeypatch.setattr(cpu_fusion, "_is_small", lambda equation, in_loop: True)
     solver, state, data = started(sorted_loss)
