@@ -203,8 +203,10 @@ def check_states(
             continue  # whose init need not be traceable
         try:
             expected = jax.eval_shape(init)
-        except (TypeError, ValueError):  # it cannot be made from this state's model state
-            expected = None
+        except (TypeError, ValueError):
+            if kind != "gradient":
+                raise
+            expected = None  # it cannot be made from this state's model state
         if jax.tree.structure(expected) != jax.tree.structure(given):
             continued = f"continue with state._replace({kind}=solver.{again})"
             continued += ", whose schedules start at step 0" if kind == "rule" else ""

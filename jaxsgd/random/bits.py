@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Key, UInt32
 
-from jaxsgd.random.permutation import GOLDEN, Words, hash_key, mix
+from jaxsgd.random.permutation import GOLDEN, hash_key, mix
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ def random_words(
 
 
 def randint_below(
-    words: tuple[UInt32[Array, " B"], UInt32[Array, " B"]], bound: int
-) -> Int[Array, " B"]:
+    words: tuple[UInt32[Array, "..."], UInt32[Array, "..."]], bound: int
+) -> Int[Array, "..."]:
     """Integers (int32) in 0..bound-1 from 64-bit words: `floor(word * bound / 2**64)`.
 
     Each integer has probability 1 / bound, up to a relative error of bound / 2**64.
@@ -44,7 +44,9 @@ def randint_below(
     return (multiply_high(high, np.uint32(bound)) + carry).astype(jnp.int32)
 
 
-def multiply_high(x: Words, y: Words) -> UInt32[Array, "..."]:
+def multiply_high(
+    x: UInt32[Array, "..."], y: UInt32[Array, "..."] | np.uint32
+) -> UInt32[Array, "..."]:
     """The upper 32 bits of the 64-bit product of two uint32.
 
     By products of halves, because JAX has 64-bit integers only in x64 mode.

@@ -11,7 +11,7 @@ References: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002); M
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,13 @@ from jaxtyping import Array, Int, Integer, Key, PRNGKeyArray, UInt32
 from jaxsgd.core import validation
 
 GOLDEN = np.uint32(0x9E3779B9)
+T = TypeVar("T", Array, np.ndarray)
 Words = UInt32[Array, "..."] | UInt32[np.ndarray, "..."] | np.uint32  # one or several
 LOOPED = range(32, 1025)  # numbers of positions for which a CPU loops over the rounds
 
 
 def permute(
-    key: PRNGKeyArray, positions: ArrayLike | Sequence[int], size: int | np.integer
+    key: PRNGKeyArray, positions: ArrayLike | Sequence[object], size: int | np.integer
 ) -> Int[Array, "..."]:
     """Rows at some positions of a random permutation of 0..size-1.
 
@@ -62,13 +63,13 @@ def permute(
 
 
 @partial(jax.jit, static_argnames="size")
-def _permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
+def _permute(key: Key[Array, ""], positions: Int[Array, "..."], size: int) -> Int[Array, "..."]:
     inside = (positions >= 0) & (positions < size)
     rows = permute_epoch(key, jnp.uint32(0), jnp.where(inside, positions, 0), size)
     return jnp.where(inside, rows, -1)
 
 
-def _int32_positions(positions: ArrayLike | Sequence[int]) -> Int[Array, "..."]:
+def _int32_positions(positions: ArrayLike | Sequence[object]) -> Int[Array, "..."]:
     """Positions as int32. Those outside 0..2**31-1 become some that are outside 0..size-1."""
     positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
@@ -80,7 +81,12 @@ def _int32_positions(positions: ArrayLike | Sequence[int]) -> Int[Array, "..."]:
 
 
 @partial(jax.jit, static_argnames="size")
-def permute_epoch(key: jax.Array, epoch: jax.Array, positions: jax.Array, size: int) -> jax.Array:
+def permute_epoch(
+    key: Key[Array, ""],
+    epoch: Integer[Array, "..."],
+    positions: Integer[Array, "..."],
+    size: int,
+) -> Int[Array, "..."]:
     """Rows (int32) at positions in 0..size-1, which are not checked, of an epoch's permutation.
 
     The epoch is hashed together with the key's words: `fold_in` at each step would take longer than
@@ -136,7 +142,7 @@ def networks(size: int | np.ndarray) -> Networks:
 def permute_each(
     key: Key[Array, ""],
     epoch: Integer[Array, "..."],
-    positions: Integer[Array, "..."] | np.ndarray,
+    positions: Integer[Array, "..."],
     networks: Networks,
     salt: Words,
 ) -> Int[Array, "..."]:
@@ -202,15 +208,15 @@ def _round(x: Array, other: Array, key: Array, side: Words) -> Array:
     return jnp.minimum(x, x - side)  # unsigned: where x < side, x - side wraps to a large number
 
 
-def _round_keys(
-    key: Key[Array, ""], epoch: Integer[Array, "..."], rounds: int
-) -> list[Array]:
+def _round_keys(key: Key[Array, ""], epoch: Integer[Array, "..."], rounds: int) -> list[Array]:
     """One word (uint32) per round, from two hashes of the key's words and the epoch."""
     both = hash_key(key, epoch)
     return [mix(both[i % 2] + np.uint32(i * int(GOLDEN) % 2**32)) for i in range(rounds)]
 
 
-def hash_key(key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+def hash_key(
+    key: Key[Array, ""], number: Integer[Array, "..."]
+) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     """Two words (uint32) of a key and a number, of the shape of the number (an integer array)."""
     number = number.astype(jnp.uint32)
     first, second = mix(number + GOLDEN), mix(number ^ GOLDEN)
@@ -219,7 +225,7 @@ def hash_key(key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
-def mix(h: Any) -> Any:
+def mix(h: T) -> T:
     """A 32-bit finalizer with low bias (constants by Wellons, "Hash prospector", 2018)."""
     h = (h ^ (h >> 16)) * np.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)

@@ -132,7 +132,7 @@ class Stratified(CounterSampler):
         """The rows (int32[B]), numbered class after class, at places of the classes' shuffles."""
         counts = np.array(self.counts)
         all_networks = networks(counts)
-        size, a, b = (of_class(x) for x in all_networks[:3])
+        size, a, b = (of_class(np.asarray(x)) for x in all_networks[:3])
         # a salt per class, because two classes of the same size must not have the same shuffle
         salt = of_class(mix(np.arange(len(counts), dtype=np.uint32) * GOLDEN))
         if self.proportions is not None:  # the class may have been passed through before

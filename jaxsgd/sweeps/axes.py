@@ -107,7 +107,7 @@ def value_at(values: PyTree, place: int) -> PyTree:
     return value.item() if is_number(values) else value
 
 
-def take(x: jax.Array | np.ndarray, places: PlaceLike) -> jax.Array | np.ndarray:
+def take(x: jax.Array | np.ndarray, places: PlaceLike) -> jax.Array | np.ndarray | np.generic:
     """The entries of an array at some places of its leading axis."""
     if isinstance(x, np.ndarray):
         return x[places]

@@ -157,10 +157,10 @@ def _rung_ends(n: int, steps: int, factor: int) -> list[int]:
 class _RunSteps:
     """`run` with a static number of steps."""
 
-    run: Callable[..., tuple[PyTree, jax.Array]]
+    run: Callable[..., PyTree]
     steps: int = static()
 
-    def __call__(self, state: PyTree, *args: PyTree, **point: PyTree) -> tuple[PyTree, jax.Array]:
+    def __call__(self, state: PyTree, *args: PyTree, **point: PyTree) -> PyTree:
         return self.run(state, *args, steps=self.steps, **point)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import PyTree
 
 from jaxsgd.core.jaxprs import inner_jaxprs
 
 
 @lru_cache(maxsize=256)  # a repeated sweep is not traced again, and its jaxpr is the same object
-def peak_bytes(jaxpr: Jaxpr) -> int:
+def peak_bytes(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """The most bytes that the results of a jaxpr's equations take at any time.
 
     A result takes memory from the equation that computes it to the last one that reads it.
@@ -44,7 +44,7 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     return most
 
 
-def _shared_bytes(inner: Jaxpr, results: list[PyTree]) -> int:
+def _shared_bytes(inner: Jaxpr | ClosedJaxpr, results: list[PyTree]) -> int:
     """The bytes of an inner jaxpr's outputs that are results of the outer equation as they are."""
     outputs = [v.aval for v in inner.outvars]
     return sum(array_bytes([a]) for a, b in zip(outputs, results, strict=False) if a == b)

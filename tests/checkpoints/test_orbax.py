@@ -169,7 +169,7 @@ def other_loss(params, row):
         ({"stop": jaxsgd.EarlyStopping(6)}, r"stop.patience: expected int32\[\] 5, got int32\[\] 6"),
         ({"metrics": {"error": table.residual}}, r"metrics\['error'\]: expected nothing, got .*tests.table.residual"),
         ({"monitor": "loss", "restore_best": False}, "monitor: expected 'validation_loss', got 'loss'"),
-        ({"mode": "max"}, "mode: expected 'min', got 'max'"),
+        ({"monitor": "validation_loss", "mode": "max"}, "mode: expected 'min', got 'max'"),
         ({"restore_best": False}, "restore_best: expected True, got False"),
         ({"sample_weight": np.arange(40.0)}, r"solver.sample_weight: expected None, got float32\[40\]"),
         ({"validation": table.problem(n=20)[1]}, r"validation\[0\]: expected float32\[40, 3\], got float32\[20, 3\]"),
