@@ -12,7 +12,7 @@ run: $(VENV)/.run
 
 test: check
 	$(BIN)/python -m pytest --quick
-	$(BIN)/python -m pytest --dist worksteal tests/test_laws.py tests/data/test_host.py tests/loops/test_run.py
+	$(BIN)/python -m pytest --dist worksteal tests/test_laws.py tests/data/test_host.py tests/loops/test_run.py tests/loops/test_same_bits.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -186,14 +186,21 @@ class Solver:
 
     def step_at(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Info]:
         """One step on a given batch of rows of `data`. The sampler's state does not change."""
+        after, estimate, updates = self.update(state, data, batch)
+        return after, self.info(state, after, estimate, updates)
+
+    def update(
+        self, state: State, data: PyTree, batch: Batch
+    ) -> tuple[State, Estimate, PyTree]:
+        """The state after a step, the estimate of loss + penalty's gradient, and the updates."""
         params = state.params
         if self.sample_weight is not None:
             batch = batch._replace(weight=batch.weight * gather(self.sample_weight, batch.index))
         estimate, gradient, loss_fn = self._estimate(params, data, batch, state.gradient)
-        penalty, grads = jnp.zeros((), estimate.loss.dtype), estimate.grads
+        value, grads = estimate.loss, estimate.grads
         if self.penalty is not None:
             penalty, slope = jax.value_and_grad(self._penalty)(accumulate(params))
-            grads = jax.tree.map(jnp.add, grads, slope)
+            value, grads = value + penalty, jax.tree.map(jnp.add, grads, slope)
 
         def value_fn(params: PyTree) -> Float[Array, ""]:
             return (
@@ -201,28 +208,31 @@ class Solver:
             )
 
         updates, rule = self.rule.update(
-            grads,
-            state.rule,
-            params,
-            value=estimate.loss + penalty,
-            grad=grads,
-            value_fn=value_fn,
+            grads, state.rule, params, value=value, grad=grads, value_fn=value_fn
         )
         contracts.check_updates(self.rule, updates, params)
         after = optax.apply_updates(params, updates)
-        proximal = self.rule.proximal_penalty
-        info = Info(
-            step=state.step,
+        after = State(after, state.step + 1, rule, state.sampler, gradient)
+        return after, estimate._replace(grads=grads), updates
+
+    def info(self, before: State, after: State, estimate: Estimate, updates: PyTree) -> Info:
+        """The `Info` of a step, from the states around it and what `update` returned."""
+        penalty = jnp.zeros((), estimate.loss.dtype)
+        if self.penalty is not None:
+            penalty = self._penalty(accumulate(before.params))
+        if self.rule.proximal_penalty is not None:
+            penalty = penalty + self.rule.proximal_penalty(before.params)
+        return Info(
+            step=before.step,
             loss=estimate.loss,
-            penalty=penalty if proximal is None else penalty + proximal(params),
-            grad_norm=_norm(grads),
+            penalty=penalty,
+            grad_norm=_norm(estimate.grads),
             update_norm=_norm(updates),
             aux=estimate.aux,
-            learning_rate=self.rule.reported_learning_rate(state.rule, rule),
+            learning_rate=self.rule.reported_learning_rate(before.rule, after.rule),
             noise=estimate.noise,
-            finite=is_finite((estimate.loss, grads, after)),
+            finite=is_finite((estimate.loss, estimate.grads, after.params)),
         )
-        return State(after, state.step + 1, rule, state.sampler, gradient), info
 
     def _estimate(
         self, params: PyTree, data: PyTree, batch: Batch, state: PyTree

@@ -18,7 +18,12 @@ jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for meshes; the fir
 # the files of few, slow tests first, so that no worker is left with one of them at the end
 SLOW_FILES = ["test_examples", "test_notebooks", "test_orbax", "test_main"]
 # what they hold true bit for bit is held by the compiler's own choices
-BITS = {"tests/test_laws.py", "tests/data/test_host.py", "tests/loops/test_run.py"}
+BITS = {
+    "tests/test_laws.py",
+    "tests/data/test_host.py",
+    "tests/loops/test_run.py",
+    "tests/loops/test_same_bits.py",
+}
 # half the time to compile; an unknown flag would end the process, so only where they are known
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 KNOWS_QUICK = tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10)

@@ -35,20 +35,7 @@ def everything(state, info):
     return info, state.params
 
 
-# 3 to 6: runs
-
-
-@pytest.mark.parametrize("name", table.NAMES)
-def test_a_run_cut_anywhere_is_the_same_bit_for_bit(name):
-    solver, model_state = table.all_solvers()[name]
-    state, data = table.start(solver, model_state)
-    whole, trace = jaxsgd.run(solver, state, data, 8, everything)
-    for a, b in [(4, 4), (1, 7)] if name == "shuffled" else [(4, 4)]:
-        half, first = jaxsgd.run(solver, state, data, a, everything)
-        again, second = jaxsgd.run(solver, half, data, b, everything)
-        chex.assert_trees_all_equal(key_data(whole), key_data(again))
-        joined = jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
-        chex.assert_trees_all_equal(trace, joined)
+# 4 to 6: runs (law 3: loops/test_same_bits.py)
 
 
 @pytest.mark.parametrize("name", ["shuffled", "keyed"])

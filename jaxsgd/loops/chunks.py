@@ -16,9 +16,10 @@ from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable, part
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, is_finite, select
-from jaxsgd.data.arrays import BatchRows, as_rows
+from jaxsgd.data.arrays import as_rows
 from jaxsgd.loops import cpu_fusion
 from jaxsgd.loops.base import Carry, Step, check_state, guarded, stepping
+from jaxsgd.loops.cpu_fusion import Form
 from jaxsgd.solver import Solver
 
 
@@ -162,7 +163,7 @@ def _on_device(value: int) -> Int[Array, ""]:
     return as_arguments(np.int32(value))
 
 
-@cpu_fusion.jit(static_argnames=("most", "guard", "size"), donate_argnames="state")
+@cpu_fusion.jit(static_argnames=("most", "guard", "size", "form"), donate_argnames="state")
 def _advance(
     solver: Solver,
     state: State,
@@ -174,12 +175,13 @@ def _advance(
     most: int,
     guard: bool,
     size: int | None,
+    form: Form = "inlined",
 ) -> tuple[State, PyTree, Bool[Array, ""]]:
     """`length` steps, their records in a trace of length `most`.
 
     With a `size`, data are batches of so many rows, (steps, B, ...), these steps' from `begin` on.
     """
-    ahead, step = _stepping(solver, state, data, size, begin)
+    ahead, step = _stepping(solver, state, data, size, begin, form)
 
     def look(i: Int[Array, ""], ahead: Carry) -> tuple[Carry, PyTree, Bool[Array, ""]]:
         batch = ahead[1][0]
@@ -204,7 +206,7 @@ def _advance(
     return select(fine, new, state), trace, fine
 
 
-@cpu_fusion.jit(static_argnames="size", donate_argnames="state")
+@cpu_fusion.jit(static_argnames=("size", "form"), donate_argnames="state")
 def _until_not_finite(
     solver: Solver,
     state: State,
@@ -213,25 +215,25 @@ def _until_not_finite(
     length: Int[Array, ""],
     *,
     size: int | None,
+    form: Form = "inlined",
 ) -> State:
     """The same steps once more, up to the one that is not finite."""
-    ahead, step = _stepping(solver, state, data, size, begin)
+    ahead, step = _stepping(solver, state, data, size, begin, form)
     body = lambda i, carry: guarded(partial(step, i), *carry)[:2]  # noqa: E731
     (state, _), _ = lax.fori_loop(0, length, body, (ahead, jnp.ones((), bool)))
     return state
 
 
 def _stepping(
-    solver: Solver, state: State, data: PyTree, size: int | None, begin: Int[Array, ""]
+    solver: Solver, state: State, data: PyTree, size: int | None, begin: Int[Array, ""], form: Form
 ) -> tuple[Carry, Step]:
     """`stepping` whose step also takes its number among the steps of the call."""
+    ahead, step = stepping(solver, state, data, form, size)
     if size is None:
-        ahead, step = stepping(solver, state, data)
         return ahead, lambda i, ahead: step(ahead)
-    ahead, step = stepping(solver, state, jax.ShapeDtypeStruct((size,), jnp.float32))
 
     def at(i: Int[Array, ""], ahead: Carry) -> tuple[Carry, Info]:
         rows = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, begin + i, 0, False), data)
-        return step(ahead, BatchRows(rows, size))
+        return step(ahead, rows)
 
     return ahead, at

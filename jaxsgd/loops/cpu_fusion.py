@@ -12,10 +12,11 @@ import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
@@ -24,11 +25,14 @@ from jaxtyping import Array, Bool, PyTree
 from jaxsgd.core.jaxprs import inner_jaxprs
 
 TRIED = (0, 9), (0, 11)  # versions of JAX; another one might make other demands on a kernel
-MARK = {"xla_cpu_small_call": "true", "inlineable": "false"}
-OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}  # a library, which a kernel cannot call
+OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "",  # a library, which a kernel cannot call
+    "xla_backend_optimization_level": 1,
+}
 MOST = 2**14  # numbers that an operation in a loop makes, or of a matrix times a vector
 PRODUCTS = 2**12  # multiplications of a product of matrices; above it the library pays
 
+UPDATES = 2**10  # numbers; those of a large step take up to 1.3 times as long
 LONGEST = 1500  # operations; XLA compiles a kernel of many more slowly than their tasks
 
 # no sorting, scattering, convolution, factorisation, collective or callback
@@ -42,7 +46,8 @@ OPERATIONS = frozenset(
     "random_fold_in random_seed random_split random_unwrap random_wrap reduce_and reduce_max "
     "reduce_min reduce_or reduce_precision reduce_prod reduce_sum rem reshape rev round rsqrt "
     "select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split "
-    "sqrt square squeeze stack stop_gradient sub tan tanh threefry2x32 transpose xor".split()
+    "sqrt square squeeze stack stop_gradient sub tan tanh threefry2x32 transpose "
+    "xla_metadata_value xor".split()
 )
 DTYPES = frozenset(
     "bool bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 "
@@ -57,60 +62,120 @@ CALLS = frozenset(
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
+Form = Literal["inlined", "function", "kernel"]  # of a step in a loop; a kernel only if it is small
+FUNCTION = {"inlineable": "false"}
+KERNEL = FUNCTION | {"xla_cpu_small_call": "true"}
+
+
+def compiled_as(form: Form, step: Callable[P, tuple[T, U]]) -> Callable[P, tuple[T, U]]:
+    """A loop's step in a form; it takes all that it reads as arguments.
+
+    XLA compiles a function of its own to the same arithmetic in each program. Inlined, a step is
+    fused with what a loop records of it: an update norm alone changed the last bit of Adam's
+    parameters. Its results are computed whether they are read or not, for which ones are computed
+    changes how XLA fuses the others; of a large step only the first of the two, which changed no
+    bit in any trial (the second, its updates, would take up to 1.3 times as long).
+    """
+    if form == "inlined":
+        return step
+
+    @jax.jit
+    def separate_step(*args: P.args, **_: P.kwargs) -> tuple[T, U]:
+        return step(*args)
+
+    read_step = jax.jit(lambda *args: (separate_step(*args), _read(args)))
+
+    def call(*args: P.args, **_: P.kwargs) -> tuple[T, U]:
+        is_small = _is_small(separate_step.trace(*args).jaxpr.jaxpr)
+        if is_small and form == "kernel":
+            return _computed(_marked(read_step(*args), KERNEL))[0]
+        first, second = _marked(separate_step(*args), FUNCTION)
+        size = sum(x.size for x in jax.tree.leaves(second))
+        return _computed((first, second)) if size <= UPDATES else (_computed(first), second)
+
+    return call
 
 
 def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`jax.jit(fn, **options)`, whose program is one kernel where it is small and runs on a CPU.
+    """`jax.jit(fn, **options)` of a loop, one kernel where it is small and runs on a CPU.
 
-    Only where it is called by itself: in a transformation or another program it cannot be known how
-    large its operations become. Static arguments are given by name.
+    The loop has a static argument `form`, which is not given by its callers: the form of its step,
+    which depends on the step alone. Other static arguments are given by name. Only a program that
+    is called by itself is marked: in a transformation or another program it cannot be known how
+    large its operations become, and the step is inlined.
     """
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
         plain = jax.jit(fn, **options)
-        is_small: dict[Hashable, bool] = {}
 
         @partial(jax.jit, **options, compiler_options=OPTIONS)
         @wraps(fn)
-        def marked(*args: P.args, **static: P.kwargs) -> tuple[T, PyTree]:
-            whole = jax.jit(lambda *args: (plain(*args, **static), _read(args)))
-            result, read = whole(*args)
-            return result, set_xla_metadata(read, **MARK)  # of the call that it comes from
+        def with_kernel(*args: P.args, **static: P.kwargs) -> T:
+            return plain(*args, **static)
+
+        @partial(jax.jit, **options, compiler_options=OPTIONS)
+        @wraps(fn)
+        def as_kernel(*args: P.args, **static: P.kwargs) -> T:
+            program = jax.jit(lambda *args: (plain(*args, **static), _read(args)))
+            return _computed(_marked(program(*args), KERNEL))[0]
+
+        ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a program, the best first
+
+        def ways_of(jaxpr: Jaxpr) -> list[Callable[..., T]]:
+            large = partial(plain, form="function")
+            if not all(map(_is_small, _separate_steps(jaxpr))):
+                return [large]
+            small = [partial(with_kernel, form="kernel"), large]
+            return [partial(as_kernel, form="function"), *small] if _is_small(jaxpr) else small
 
         @wraps(fn)
         def call(*args: P.args, **static: P.kwargs) -> T:
             leaves, tree = jax.tree.flatten(args)
             if jax.config.jax_disable_jit or not _stand_alone(leaves):  # pyright: ignore[reportAttributeAccessIssue]
-                return plain(*args, **static)
+                return plain(*args, **static, form="inlined")
             key = tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
-            small = is_small.get(key)
-            if small is None:
-                equations = list(_equations(plain.trace(*args, **static).jaxpr.jaxpr))
-                small = len(equations) <= LONGEST and all(_is_small(*found) for found in equations)
-                if len(is_small) >= 100:  # keys hold losses and models alive
-                    is_small.clear()
-                is_small[key] = small
-            if small:
+            if key not in ways:
+                if len(ways) >= 100:  # keys hold losses and models alive
+                    ways.clear()
+                ways[key] = ways_of(plain.trace(*args, **static, form="function").jaxpr.jaxpr)
+            while True:
                 try:
-                    return marked(*args, **static)[0]
+                    return ways[key][0](*args, **static)
                 except ValueError as error:
                     # within another program, none of whose arguments is among these
                     if "top-level" not in str(error):
                         raise
+                    return plain(*args, **static, form="inlined")
                 except jax.errors.JaxRuntimeError:
-                    if any(x.is_deleted() for x in leaves):  # donated: it was no refusal
+                    # with one way left, or arguments donated, it was no refusal of a kernel
+                    if len(ways[key]) == 1 or any(x.is_deleted() for x in leaves):
                         raise
-                    is_small[key] = False
-            return plain(*args, **static)
+                    ways[key].pop(0)
 
-        call.lower = plain.lower  # pyright: ignore[reportAttributeAccessIssue]
+        call.lower = partial(plain.lower, form="inlined")  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
 
 
+def _marked(results: T, marks: dict[str, str]) -> T:
+    """The results of a jitted call, which XLA compiles by `marks`."""
+    leaves, tree = jax.tree.flatten(results)
+    i = next(i for i, x in enumerate(leaves) if not _is_key(x))
+    leaves[i] = set_xla_metadata(leaves[i], **marks)  # of the call that it comes from
+    return tree.unflatten(leaves)
+
+
+def _computed(results: T) -> T:
+    """The results, none of which JAX leaves out where it is read nowhere."""
+    leaves, tree = jax.tree.flatten(results)
+    numbers = iter(lax.optimization_barrier([x for x in leaves if not _is_key(x)]))
+    return tree.unflatten([x if _is_key(x) else next(numbers) for x in leaves])
+
+
 def _read(args: PyTree) -> Bool[Array, ""]:
-    """A number (bool[]) from all arguments: XLA aborts where a kernel leaves one unread."""
+    """A number (bool[]) from all arguments: XLA ends the process where a kernel reads one nowhere."""
     read = jnp.zeros((), bool)
     for x in jax.tree.leaves(args):
         read = read ^ ((jax.random.key_data(x) if _is_key(x) else x).ravel()[0] != 0)
@@ -160,7 +225,18 @@ def _equations(jaxpr: Jaxpr, in_loop: bool = False) -> Iterator[tuple[Any, bool]
             yield from _equations(within, in_loop or equation.primitive.name in ("scan", "while"))
 
 
-def _is_small(equation: Any, in_loop: bool) -> bool:
+def _separate_steps(jaxpr: Jaxpr) -> list[Jaxpr]:
+    """The steps of `compiled_as` in a program."""
+    found = [equation.params for equation, _ in _equations(jaxpr)]
+    return [p["jaxpr"].jaxpr for p in found if p.get("name") == "separate_step"]
+
+
+def _is_small(jaxpr: Jaxpr) -> bool:
+    equations = list(_equations(jaxpr))
+    return len(equations) <= LONGEST and all(_is_small_operation(*found) for found in equations)
+
+
+def _is_small_operation(equation: Any, in_loop: bool) -> bool:
     name = equation.primitive.name
     if name in CALLS:
         return True

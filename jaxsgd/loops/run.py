@@ -15,6 +15,7 @@ from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, keys_of, words_of
 from jaxsgd.loops import cpu_fusion
 from jaxsgd.loops.base import Carry, device_data, stepping, windows_of
+from jaxsgd.loops.cpu_fusion import Form
 from jaxsgd.solver import Solver
 
 
@@ -72,7 +73,7 @@ def run(
     return _run(*args, windows=windows, every=record_every, remat=bool(remat))
 
 
-@cpu_fusion.jit(static_argnames=("windows", "every", "remat"))
+@cpu_fusion.jit(static_argnames=("windows", "every", "remat", "form"))
 def _run(
     solver: Solver,
     state: State,
@@ -82,8 +83,9 @@ def _run(
     windows: int,
     every: int,
     remat: bool = False,
+    form: Form = "inlined",
 ) -> tuple[State, PyTree]:
-    scan = partial(scan_steps, windows=windows, every=every, remat=remat)
+    scan = partial(scan_steps, windows=windows, every=every, remat=remat, form=form)
     if record is not None:
         return scan(solver, state, data, lambda state, info, batch: record(state, info))
     after, loss = scan(solver, state, data, lambda state, info, batch: info.loss)
@@ -99,9 +101,10 @@ def scan_steps(
     windows: int,
     every: int = 1,
     remat: bool = False,
+    form: Form = "inlined",
 ) -> tuple[State, PyTree]:
     """`run` inside a traced function; `record(state, info, batch)` also sees the step's batch."""
-    ahead, step = stepping(solver, state, data)
+    ahead, step = stepping(solver, state, data, form)
 
     def window(ahead: Carry, _: None) -> tuple[Carry, PyTree]:
         if every > 1:

@@ -15,6 +15,7 @@ from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments, strong
 from jaxsgd.loops import cpu_fusion
 from jaxsgd.loops.base import Carry, device_data, guarded, stepping, windows_of
+from jaxsgd.loops.cpu_fusion import Form
 from jaxsgd.solver import Solver
 from jaxsgd.stopping.base import Check, Ending, Reason, Stop, as_stop, check_stop
 
@@ -81,7 +82,7 @@ class _Watch(NamedTuple):
     reason: Int[Array, ""]
 
 
-@cpu_fusion.jit(static_argnames=("windows", "every"))
+@cpu_fusion.jit(static_argnames=("windows", "every", "form"))
 def _run_until(
     solver: Solver,
     state: State,
@@ -91,8 +92,9 @@ def _run_until(
     *,
     windows: int,
     every: int,
+    form: Form = "inlined",
 ) -> tuple[State, Check, Ending]:
-    ahead, step = stepping(solver, state, data)
+    ahead, step = stepping(solver, state, data, form)
     zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
 
     def add(carry: PyTree, _: None) -> tuple[PyTree, None]:

@@ -24,12 +24,16 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def marks(monkeypatch):
-    """A list that grows with each program that is traced as one kernel."""
-    told = []
+    """A list that grows with each call that is traced as a kernel, or as a function of its own."""
+    seen = []
     mark = cpu_fusion.set_xla_metadata
-    spy = lambda x, **how: told.append(how) or mark(x, **how)  # noqa: E731
+    names = {len(cpu_fusion.KERNEL): "kernel", len(cpu_fusion.FUNCTION): "function"}
+    spy = lambda x, **marks: seen.append(names[len(marks)]) or mark(x, **marks)  # noqa: E731
     monkeypatch.setattr(cpu_fusion, "set_xla_metadata", spy)
-    return told
+    return seen
+
+
+WHOLE = ["function", "kernel"]  # the step and the program around it
 
 
 def untraced(fn):
@@ -57,22 +61,22 @@ def started(loss=table.loss, sampler=None, rule=None, data=None):
 def test_a_run_is_one_kernel_and_ends_where_it_would_otherwise(marks, parts):
     solver, state, data = started(**parts)
     ours = jaxsgd.run(solver, state, data, 40)
-    assert marks == [cpu_fusion.MARK]
+    assert marks == WHOLE
     within = jax.jit(partial(jaxsgd.run, steps=40))(solver, state, data)
-    assert len(marks) == 1  # in another program it cannot be known how large it becomes
+    assert marks == WHOLE  # in another program it cannot be known how large it becomes
     chex.assert_trees_all_close(ours[0].params, within[0].params, rtol=1e-5)
     chex.assert_trees_all_close(ours[1], within[1], rtol=1e-4)
     jaxsgd.run(solver, state, data, 40)
-    assert len(marks) == 1
+    assert marks == WHOLE
 
 
 def test_until_and_fit_are_kernels_too(marks):
     solver, state, data = started()
     jaxsgd.run_until(solver, state, data, jaxsgd.Converged(1e-6), max_steps=40, check_every=8)
-    assert len(marks) == 1
+    assert marks == WHOLE
     jaxsgd.fit(untraced(table.loss), state.params, data, key=jax.random.key(0), batch_size=8,
                epochs=2, learning_rate=0.1, progress=False)  # fmt: skip
-    assert len(marks) == 2
+    assert marks == [*WHOLE, "function", *WHOLE]  # the shapes of its records are traced before
 
 
 def test_transformed_runs_are_not_marked(marks):
@@ -96,7 +100,7 @@ def test_a_run_on_concrete_arguments_within_another_program():
 def test_long_programs_are_not_marked(marks, monkeypatch):
     monkeypatch.setattr(cpu_fusion, "LONGEST", 100)
     jaxsgd.run(*started(), 3)
-    assert marks == []
+    assert marks == ["function"]
 
 
 def test_a_full_batch_of_numpy_arrays_is_handed_to_the_loss_as_jax_arrays():
@@ -130,17 +134,43 @@ def test_what_a_kernel_cannot_do_is_compiled_as_ever(marks, loss):
     solver, state, data = started(loss)
     _, trace = jaxsgd.run(solver, state, data, 3)
     assert np.isfinite(trace.loss).all()
-    assert marks == []
+    assert marks == ["function"]
+
+
+def test_a_step_is_a_kernel_whatever_is_recorded(marks):
+    record = lambda state, info: jnp.sort(state.params["weight"])  # noqa: E731
+    solver, state, data = started()
+    recorded, _ = jaxsgd.run(solver, state, data, 12, record)
+    assert marks == ["function", "kernel"]  # to see how large it is, and then to be compiled
+    chex.assert_trees_all_equal(recorded.params, jaxsgd.run(solver, state, data, 12)[0].params)
+
+
+def test_xla_compiles_one_kernel(monkeypatch, tmp_path):
+    """A canary: XLA ignores a mark that it does not know. It writes a file for each kernel."""
+
+    def loop(x, form="inlined"):
+        step = cpu_fusion.compiled_as(form, lambda x: (jnp.sin(x)[::-1] + jnp.cumsum(x), x))
+        return lax.fori_loop(0, 5, lambda i, x: step(x)[0], x)
+
+    def kernels(compiled, name):
+        compiled(jnp.ones(500))
+        return len(list((tmp_path / name).glob("*_kernel_module.ir-no-opt.ll")))
+
+    dump = {"xla_dump_to": str(tmp_path / "inlined")}
+    assert kernels(jax.jit(loop, compiler_options=dump), "inlined") > 1
+    monkeypatch.setitem(cpu_fusion.OPTIONS, "xla_dump_to", str(tmp_path / "marked"))
+    assert kernels(cpu_fusion.jit(static_argnames="form")(loop), "marked") == 1
 
 
 def test_large_operations_are_not_marked(marks):
     large = jnp.ones((2 * cpu_fusion.MOST, table.D)), jnp.ones(2 * cpu_fusion.MOST)
     solver, state, data = started(sampler=jaxsgd.FullBatch(), data=large)
     jaxsgd.run(solver, state, data, 3)
-    assert marks == []
+    assert marks == ["function"]
+    marks.clear()
     solver, state, data = started(data=large)  # many rows, but few in a batch
     jaxsgd.run(solver, state, data, 3)
-    assert len(marks) == 1
+    assert marks == WHOLE
 
 
 def test_a_version_that_was_not_tried_gets_no_mark(marks, monkeypatch):
@@ -156,14 +186,14 @@ def test_the_environment_turns_it_off(marks, monkeypatch):
 
 
 def test_what_xla_refuses_runs_without_the_mark_and_is_not_tried_again(marks, monkeypatch):
-    monkeypatch.setattr(cpu_fusion, "_is_small", lambda equation, in_loop: True)
+    monkeypatch.setattr(cpu_fusion, "_is_small", lambda jaxpr: True)
     solver, state, data = started(sorted_loss)
     _, trace = jaxsgd.run(solver, state, data, 5)
     _, plain = jax.jit(partial(jaxsgd.run, steps=5))(solver, state, data)
     chex.assert_trees_all_close(trace, plain, rtol=1e-5)
-    assert len(marks) == 1
+    assert marks == [*WHOLE, "kernel"]
     jaxsgd.run(solver, state, data, 5)
-    assert len(marks) == 1
+    assert marks == [*WHOLE, "kernel"]
 
 
 def test_arguments_that_nothing_reads():
@@ -174,11 +204,11 @@ def test_arguments_that_nothing_reads():
     assert jaxsgd.run(solver, state, data, 2)[1].loss[1] < 0.03
 
 
-@cpu_fusion.jit()
-def operations(x, index):
+@cpu_fusion.jit(static_argnames="form")
+def operations(x, index, form="inlined"):
     """Every kind that is allowed, by the functions that make it."""
 
-    def step(x, key):
+    def step(x, index, key):
         smooth = [jnp.abs, jnp.exp, jnp.log, jnp.tanh, lax.rsqrt, lax.cbrt, jnp.sin, jnp.cos,
                   jnp.tan, jnp.arcsin, jnp.arccos, jnp.arctan, jnp.sinh, jnp.cosh, jnp.arcsinh,
                   jnp.arctanh, jnp.log1p, jnp.expm1, jnp.exp2, lax.logistic, lax.erf, lax.erfc,
@@ -207,11 +237,12 @@ def operations(x, index):
         }
         return x * 0.99, told
 
-    return lax.scan(step, x, jax.random.split(jax.random.key(0), 3))
+    step = cpu_fusion.compiled_as(form, step)
+    return lax.scan(lambda x, key: step(x, index, key), x, jax.random.split(jax.random.key(0), 3))
 
 
 def test_every_operation_that_is_allowed_is_done_as_ever(marks):
     x, index = jnp.linspace(0.1, 0.9, 24).reshape(6, 4), jnp.array([3, 1, 2, 0, 3, 1])
     ours = operations(x, index)
-    assert len(marks) == 1
+    assert marks == WHOLE
     chex.assert_trees_all_close(ours, jax.jit(operations)(x, index), rtol=2e-5, atol=1e-6)
