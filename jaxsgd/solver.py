@@ -189,9 +189,7 @@ class Solver:
         after, estimate, updates = self.update(state, data, batch)
         return after, self.info(state, after, estimate, updates)
 
-    def update(
-        self, state: State, data: PyTree, batch: Batch
-    ) -> tuple[State, Estimate, PyTree]:
+    def update(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Estimate, PyTree]:
         """The state after a step, the estimate of loss + penalty's gradient, and the updates."""
         params = state.params
         if self.sample_weight is not None:

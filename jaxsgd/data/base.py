@@ -22,9 +22,12 @@ from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import gather
 from jaxsgd.samplers.base import Sampler
 
-# Calls a function of (number, data, batch, *args) for each part of a batch, on the rows of that
-# part; it returns the sum of the first results, and one of the second results.
-Reduction = Callable[..., tuple[PyTree, PyTree]]
+# Computes something of a part of a batch: of_part(number, data, batch, params, state), where the
+# data are the rows of that part, and returns a term of the sum and the state after the part.
+OfPart = Callable[[Int[Array, ""] | None, PyTree, Batch, PyTree, PyTree], tuple[PyTree, PyTree]]
+# Calls reduction(of_part, params, state) for each part of a batch, and returns the sum of the terms
+# and the state after one of the parts.
+Reduction = Callable[[OfPart, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class Rows(abc.ABC):

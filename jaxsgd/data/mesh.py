@@ -19,7 +19,7 @@ from jaxsgd.core.part import part, set_fields, static
 from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import gather, placed_like
 from jaxsgd.data.arrays import ArrayRows, as_rows
-from jaxsgd.data.base import Reduction, Rows
+from jaxsgd.data.base import OfPart, Reduction, Rows
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
 from jaxsgd.samplers.sharded import Sharded, counts
@@ -142,28 +142,30 @@ class MeshRows(Rows):
                 "MeshRows, drawn by solver.sampler_for(rows)"
             )
 
-        def reduce(
-            of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree
-        ) -> tuple[PyTree, PyTree]:
+        def reduce(of_part: OfPart, params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
             def on_device(
-                rows: PyTree, first: Int[Array, ""], batch: Batch, *args: PyTree
+                rows: PyTree, first: Int[Array, ""], batch: Batch, params: PyTree, state: PyTree
             ) -> tuple[PyTree, PyTree]:
                 held = ArrayRows(rows).size
                 local = self.local_batch(batch, first, held)
                 if not is_keyed:
-                    total, after = of_part(None, rows, local, *args)
-                    return lax.psum(total, self.axis), after
+                    total, after = of_part(None, rows, local, params, state)
+                    return self.added(total), after
                 shards = held * self.shards // self.padded
                 numbers = first * self.shards // self.padded + jnp.arange(shards)
                 batches = jax.tree.map(lambda x: x.reshape(shards, -1), local)
-                of_shard = lambda number, batch: of_part(number, rows, batch, *args)  # noqa: E731
+                of_shard = lambda i, batch: of_part(i, rows, batch, params, state)  # noqa: E731
                 totals, states = jax.vmap(of_shard)(numbers, batches)
-                total = lax.psum(jax.tree.map(lambda x: x.sum(0), totals), self.axis)
+                total = self.added(jax.tree.map(lambda x: x.sum(0), totals))
                 return total, jax.tree.map(lambda x: x[0], states)
 
-            return self.each(on_device, batch, *args)
+            return self.each(on_device, batch, params, state)
 
         return reduce
+
+    def added(self, tree: PyTree) -> PyTree:
+        """The sum of a tree over the devices of the mesh, within `each`."""
+        return lax.psum(tree, self.axis)
 
     def total(
         self,
@@ -181,7 +183,7 @@ class MeshRows(Rows):
             *args: PyTree,
         ) -> PyTree:
             weight = self.weights(sample_weight, first, ArrayRows(rows).size)
-            return lax.psum(add(rows, weight, None, *args), self.axis)
+            return self.added(add(rows, weight, None, *args))
 
         return self.each(own, sample_weight, *args)
 
@@ -194,7 +196,7 @@ class MeshRows(Rows):
     def each(self, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """`fn(rows, first, *args)` on each device, its rows and the place of the first of them.
 
-        What it returns must be the same on all: sums by `lax.psum(x, axis)`.
+        What it returns must be the same on all: sums by `added`.
         """
 
         def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:

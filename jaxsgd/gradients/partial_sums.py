@@ -7,7 +7,7 @@ other random numbers (its number is folded into the key), and a model state move
 changes that the parts make to it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.data.arrays import as_rows
-from jaxsgd.data.base import Reduction
+from jaxsgd.data.base import OfPart, Reduction
 from jaxsgd.gradients.base import Gradient
 
 PartNumber = Int[Array, ""] | int | None  # None of the only part
@@ -86,11 +86,9 @@ def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
     arrays = jax.tree.map(lambda x: cut(x, "edge"), rows.batch_arrays)
     batches = Batch(cut(batch.index, "edge"), cut(batch.weight, "constant"))
 
-    def reduce(
-        of_part: Callable[..., tuple[PyTree, PyTree]], *args: PyTree
-    ) -> tuple[PyTree, PyTree]:
+    def reduce(of_part: OfPart, params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         def one(number: Int[Array, ""], arrays: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
-            return of_part(number, rows.with_batch_arrays(arrays), batch, *args)
+            return of_part(number, rows.with_batch_arrays(arrays), batch, params, state)
 
         def add(total: PyTree, piece: PyTree) -> tuple[PyTree, None]:
             term, after = one(*piece)
@@ -99,7 +97,7 @@ def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
         pieces = jnp.arange(count, dtype=jnp.int32), arrays, batches
         shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
-        return lax.scan(add, (zeros, args[-1]), pieces)[0]
+        return lax.scan(add, (zeros, state), pieces)[0]
 
     return reduce
 
@@ -107,7 +105,8 @@ def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
 def halves(data: PyTree, batch: Batch) -> Iterator[tuple[int, PyTree, Batch]]:
     """The even and the odd positions of a batch: number, data and batch of each part.
 
-    Every other position, so that the classes of a stratified batch are in both halves.
+    Every other position, so that the classes of a stratified batch are in both halves. It is no
+    `Reduction`, because the two estimates are compared before they are added.
     """
     rows = as_rows(data)
     for i in range(2):

@@ -1,11 +1,14 @@
-"""Small runs on a CPU, compiled as one kernel.
+"""How XLA compiles a run on a CPU: its step alike in every loop, a small run as one kernel.
 
-XLA runs each operation of a CPU program as a task of its own, and those of a loop with more than a
-few by its thread pool: 2 to 5 us a turn, where the arithmetic of a small step takes 0.3. A call
-marked as small it compiles as one function instead. XLA itself marks loops of up to a kilobyte;
-here runs are marked whose operations are small, and of kinds that it can do within a function.
-The operations are the same ones. Where XLA refuses, the run is compiled as ever. The environment
-variable JAXSGD_CPU_FUSION=0 turns this off; `python -m jaxsgd.about` says whether it is on.
+XLA runs each operation of a CPU program as a task of its own, and those of a loop by its thread
+pool: 2 to 5 us per iteration, where the arithmetic of a small step takes 0.3. It compiles a call
+marked `xla_cpu_small_call` as one function instead. XLA itself marks loops of up to a kilobyte;
+here runs are marked whose operations are small, and of kinds that a kernel can do. Where XLA
+refuses a kernel, the run is compiled without it.
+
+JAXSGD_CPU_FUSION=0 in the environment turns this off; `python -m jaxsgd.about` says whether it is
+on. All that is assumed of XLA is in the constants below and in `_read`; the canary in
+`tests/loops/test_cpu_fusion.py` fails where XLA ignores the marks.
 """
 
 import math
@@ -25,14 +28,16 @@ from jaxtyping import Array, Bool, PyTree
 from jaxsgd.core.jaxprs import inner_jaxprs
 
 TRIED = (0, 9), (0, 11)  # versions of JAX; another one might make other demands on a kernel
-OPTIONS = {
+FUNCTION = {"inlineable": "false"}  # marks of a call
+KERNEL = FUNCTION | {"xla_cpu_small_call": "true"}
+OPTIONS = {  # of a program with a kernel
     "xla_cpu_experimental_ynn_fusion_type": "",  # a library, which a kernel cannot call
+    # At level 3 LLVM forms other fused multiply-adds where it inlines a step in another loop. Level
+    # 1 takes 0.6 to 1.03 of the time of level 3 (linear models and perceptrons).
     "xla_backend_optimization_level": 1,
 }
 MOST = 2**14  # numbers that an operation in a loop makes, or of a matrix times a vector
 PRODUCTS = 2**12  # multiplications of a product of matrices; above it the library pays
-
-UPDATES = 2**10  # numbers; those of a large step take up to 1.3 times as long
 LONGEST = 1500  # operations; XLA compiles a kernel of many more slowly than their tasks
 
 # no sorting, scattering, convolution, factorisation, collective or callback
@@ -64,35 +69,35 @@ P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
 Form = Literal["inlined", "function", "kernel"]  # of a step in a loop; a kernel only if it is small
-FUNCTION = {"inlineable": "false"}
-KERNEL = FUNCTION | {"xla_cpu_small_call": "true"}
+UPDATES = 2**10  # numbers: updates that are returned whether they are read or not
 
 
-def compiled_as(form: Form, step: Callable[P, tuple[T, U]]) -> Callable[P, tuple[T, U]]:
-    """A loop's step in a form; it takes all that it reads as arguments.
+def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., tuple[T, U]]:
+    """A loop's step in a form. It takes as arguments all that it reads, and returns updates second.
 
-    XLA compiles a function of its own to the same arithmetic in each program. Inlined, a step is
-    fused with what a loop records of it: an update norm alone changed the last bit of Adam's
-    parameters. Its results are computed whether they are read or not, for which ones are computed
-    changes how XLA fuses the others; of a large step only the first of the two, which changed no
-    bit in any trial (the second, its updates, would take up to 1.3 times as long).
+    An inlined step is fused with what a loop records of it: recording the update norm changed the
+    last bit of Adam's parameters. A function of its own is the same arithmetic in each loop, if it
+    computes the same results whether they are read or not. The updates are the exception, because
+    returning those of a softmax model of 7,850 parameters makes a step of Adam 1.3 times as long,
+    and because what is left is fused alike without them.
     """
     if form == "inlined":
         return step
 
     @jax.jit
-    def separate_step(*args: P.args, **_: P.kwargs) -> tuple[T, U]:
+    def separate_step(*args: PyTree) -> tuple[T, U]:
         return step(*args)
 
     read_step = jax.jit(lambda *args: (separate_step(*args), _read(args)))
 
-    def call(*args: P.args, **_: P.kwargs) -> tuple[T, U]:
-        is_small = _is_small(separate_step.trace(*args).jaxpr.jaxpr)
-        if is_small and form == "kernel":
-            return _computed(_marked(read_step(*args), KERNEL))[0]
-        first, second = _marked(separate_step(*args), FUNCTION)
-        size = sum(x.size for x in jax.tree.leaves(second))
-        return _computed((first, second)) if size <= UPDATES else (_computed(first), second)
+    def call(*args: PyTree) -> tuple[T, U]:
+        if form == "kernel" and _is_small(separate_step.trace(*args).jaxpr.jaxpr):
+            (results, updates), read = _marked(read_step(*args), KERNEL)
+        else:
+            (results, updates), read = _marked(separate_step(*args), FUNCTION), ()
+        if sum(x.size for x in jax.tree.leaves(updates)) <= UPDATES:
+            return _computed((results, updates, read))[:2]
+        return _computed((results, read))[0], updates
 
     return call
 
@@ -175,7 +180,7 @@ def _computed(results: T) -> T:
 
 
 def _read(args: PyTree) -> Bool[Array, ""]:
-    """A number (bool[]) from all arguments: XLA ends the process where a kernel reads one nowhere."""
+    """A number (bool[]) from all arguments: XLA aborts if a kernel does not read one of them."""
     read = jnp.zeros((), bool)
     for x in jax.tree.leaves(args):
         read = read ^ ((jax.random.key_data(x) if _is_key(x) else x).ravel()[0] != 0)
