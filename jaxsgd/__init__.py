@@ -4,7 +4,7 @@ from jaxsgd import diagnostics, models, plots, problems
 from jaxsgd.checkpoints.orbax import restore, save
 from jaxsgd.core.part import field, number, part, static
 from jaxsgd.core.records import Batch, Estimate, Info, NoiseEstimate, State
-from jaxsgd.data.arrays import take
+from jaxsgd.data.arrays import as_rows, take
 from jaxsgd.data.base import Rows
 from jaxsgd.data.host import HostRows
 from jaxsgd.data.mesh import MeshRows, process_rows
@@ -25,7 +25,7 @@ from jaxsgd.penalties import L1, L2, ElasticNet, ProximalPenalty
 from jaxsgd.random.permutation import permute
 from jaxsgd.rules.adaptive import AdaGrad, Adam, RMSProp
 from jaxsgd.rules.averaging import EMA, TailAverage, averaged
-from jaxsgd.rules.base import Rule
+from jaxsgd.rules.base import Rule, ScheduledRule
 from jaxsgd.rules.descent import SGD, Momentum, Nesterov
 from jaxsgd.rules.from_optax import FromOptax
 from jaxsgd.rules.line_search import LineSearch
@@ -48,6 +48,7 @@ from jaxsgd.schedules import (
     StepDecay,
     WarmRestarts,
     Warmup,
+    rate_at,
 )
 from jaxsgd.solver import Solver, check
 from jaxsgd.stopping.base import Check, Ending, Reason, Stop
@@ -128,6 +129,7 @@ __all__ = [
     "Rung",
     "Sampler",
     "SamplerState",
+    "ScheduledRule",
     "Sequential",
     "Sharded",
     "Shuffled",
@@ -146,6 +148,7 @@ __all__ = [
     "WithReplacement",
     "__version__",
     "as_loss",
+    "as_rows",
     "averaged",
     "check",
     "chunks",
@@ -161,6 +164,7 @@ __all__ = [
     "plots",
     "problems",
     "process_rows",
+    "rate_at",
     "restore",
     "run",
     "run_until",

@@ -5,8 +5,9 @@ covered by the tests; of them only the gradient's state, the updates and the sta
 are checked.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -86,11 +87,22 @@ def _check_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTre
     grads = accumulate(state.params)
     extra = {"value": loss, "grad": grads, "value_fn": _sum_of_squares}
     for each, own in _levels(rule, state.rule):
+        kinds = [p.kind for p in inspect.signature(each.update).parameters.values()]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise TypeError(
+                f"{type(each).__name__}.update takes no **extra, expected "
+                "update(self, grads, state, params, **extra)"
+            )
         result = each.update(grads, own, state.params, **extra)
         updates, after = _two(each, "update", result, "(updates, state)")
         check_updates(each, updates, state.params)
         _check_state(each, own, after)
-        each.reported_learning_rate(own, after)
+        rate = each.reported_learning_rate(own, after)
+        if rate is not None and not (is_array(rate) and rate.shape == ()):
+            raise TypeError(
+                f"{type(each).__name__}.reported_learning_rate returned {_described(rate)}, "
+                "expected a scalar array or None"
+            )
 
 
 def _sum_of_squares(params: PyTree) -> Float[Array, ""]:
@@ -153,8 +165,8 @@ def check_estimate(gradient: Gradient, estimate: object, params: PyTree) -> None
 
 
 def _check_scalar(where: str, loss: object) -> None:
-    if not isinstance(loss, jax.Array | np.ndarray | np.generic):
-        raise TypeError(f"{where} returned a loss of type {type(loss).__name__}, expected a scalar")
+    if not is_array(loss):
+        raise TypeError(f"{where} returned a loss that is {_described(loss)}, expected a scalar")
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             f"{where} returned a loss of shape {loss.shape} and {loss.dtype}, expected a float "
@@ -227,11 +239,20 @@ def check_rows_in_range(sampler: Sampler, index: ArrayLike, size: int) -> None:
         )
 
 
+def is_array(x: object) -> TypeGuard[jax.Array | np.ndarray | np.generic]:
+    """Whether `x` is an array, or stands for one in a trace."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _described(x: object) -> str:
+    return f"an array {x.dtype}{list(x.shape)}" if is_array(x) else f"a {type(x).__name__}"
+
+
 def _two(part: object, method: str, result: object, expected: str) -> tuple[PyTree, PyTree]:
     if not isinstance(result, tuple) or len(result) != 2 or isinstance(result, Batch | Estimate):
         size = f" of {len(result)}" if type(result) is tuple else ""
         raise TypeError(
-            f"{type(part).__name__}.{method} returned a {type(result).__name__}{size}, expected "
+            f"{type(part).__name__}.{method} returned {_described(result)}{size}, expected "
             f"the tuple {expected}"
         )
     return result

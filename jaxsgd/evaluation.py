@@ -14,7 +14,7 @@ from jaxsgd.core.part import as_callable, as_optional_callable, field, part, sta
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulator_of, as_arguments, gather
 from jaxsgd.core.validation import SampleWeight
-from jaxsgd.data.arrays import as_rows
+from jaxsgd.data.arrays import as_rows, take
 from jaxsgd.losses import Loss, RowLoss, RowsLoss
 from jaxsgd.samplers.epochs import Sequential
 
@@ -118,7 +118,7 @@ def _add(
 
     def chunk(step: Int[Array, ""]) -> tuple[dict[str, PyTree], Float[Array, ""]]:
         _, index, weight = sampler.epoch_positions(step)
-        rows = gather(data, index)
+        rows = take(data, index)
         weight = (weight > 0).astype(dtype)
         if sample_weight is not None:
             weight = weight * gather(sample_weight, index).astype(dtype)

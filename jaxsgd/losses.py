@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import as_callable, field, part, static
+from jaxsgd.core.part import Contract, as_callable, field, part, static
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -36,8 +36,10 @@ FORMS = (
 )
 
 
-class Loss(abc.ABC):
-    """The contract of a loss: `RowLoss`, `RowsLoss` and `BatchLoss` implement it.
+class Loss(Contract, abc.ABC):
+    """What `RowLoss`, `RowsLoss` and `BatchLoss` share. It is not subclassed elsewhere.
+
+    A custom loss is a function, or a callable part, given to one of them.
 
     Attributes:
       fn: the function.
@@ -54,6 +56,13 @@ class Loss(abc.ABC):
     has_model_state: bool
     is_linear: bool = True
     rows_name: str = "rows"
+
+    def __init_subclass__(cls) -> None:
+        if not cls.__module__.startswith("jaxsgd."):
+            raise TypeError(
+                f"{cls.__name__} subclasses jaxsgd.Loss, expected a function or a callable part, "
+                "given to jaxsgd.RowLoss, RowsLoss or BatchLoss"
+            )
 
     @abc.abstractmethod
     def total(

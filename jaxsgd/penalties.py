@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import number, part, static
+from jaxsgd.core.part import Contract, number, part, static
 from jaxsgd.core.trees import accumulate, accumulator_of
 from jaxsgd.core.validation import Number
 from jaxsgd.schedules import scalar
@@ -21,7 +21,7 @@ from jaxsgd.schedules import scalar
 Mask = Callable[[PyTree], PyTree] | None
 
 
-class ProximalPenalty(abc.ABC):
+class ProximalPenalty(Contract, abc.ABC):
     """A penalty that has a proximal step: `L2`, `L1`, `ElasticNet`, or a custom one."""
 
     @abc.abstractmethod

@@ -51,7 +51,20 @@ def init_count(rate: Rate | None) -> Int[Array, ""] | None:
 def rate_at(
     rate: Rate, count: Int[Array, ""] | None
 ) -> tuple[Float[Array, ""], Int[Array, ""] | None]:
-    """The rate at a step count, and the count after the step."""
+    """A rate, whether number or schedule, at a step count, and the count after the step.
+
+    For custom rules: a rule keeps the count in its state.
+
+    Args:
+      rate: a number, or a schedule.
+      count: int32[], the number of steps taken; None in the state of a rule that counts none.
+
+    Raises:
+      ValueError: the rate is a schedule, and the count is None.
+
+    >>> [float(x) for x in jaxsgd.rate_at(jaxsgd.InverseTimeDecay(0.5, 1.0), jnp.int32(1))]
+    [0.25, 2.0]
+    """
     if not callable(rate):
         return _float_scalar(rate, "learning_rate"), None if count is None else count + 1
     if count is None:

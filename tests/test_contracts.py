@@ -2,6 +2,7 @@
 
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,13 +137,13 @@ def test_what_a_method_returned_and_what_was_expected(parts, message):
         (lambda: init(jaxsgd.Shuffled), "got the class Shuffled; did you forget to call it"),
         (lambda: init(rule=jaxsgd.SGD), "got the class SGD; did you forget to call it"),
         (lambda: init(gradient=jaxsgd.SAGA), r"got the class SAGA.*jaxsgd.SAGA\(loss\)"),
-        (lambda: init(sampler=64), "sampler is 64, expected one such as jaxsgd.Shuffled"),
-        (lambda: init(rule=0.1), "rule is 0.1, expected a rule"),
+        (lambda: init(sampler=64), "sampler: expected a jaxsgd.Sampler, such as jaxsgd.Shuffled.64., got 64"),
+        (lambda: init(rule=0.1), "rule: expected a jaxsgd.Rule, such as .* or optax.adam.1e-3., got 0.1"),
         (lambda: init(gradient=3), "gradient is 3 of type int, expected a loss"),
-        (lambda: init(jaxsgd.SGD(0.1)), "sampler is SGD.* a custom sampler subclasses jaxsgd.Sampler"),
-        (lambda: init(rule=jaxsgd.Shuffled(4)), "rule is Shuffled.* a custom rule subclasses jaxsgd.Rule"),
-        (lambda: init(type("Plain", (jaxsgd.CounterSampler,), {"batch": None, "size": None, "batch_size": 4})()),
-         "Plain is not a pytree; did you forget @jaxsgd.part"),
+        (lambda: init(jaxsgd.SGD(0.1)), "sampler: .* got SGD.* a custom one subclasses jaxsgd.Sampler"),
+        (lambda: init(rule=jaxsgd.Shuffled(4)), "rule: .* got Shuffled.* a custom one subclasses jaxsgd.Rule"),
+        (lambda: init(type("Plain", (jaxsgd.CounterSampler,), {"batch": None, "size": None, "batch_size": 4})(3)),
+         "Plain is not a part; did you forget @jaxsgd.part"),
         (lambda: jaxsgd.part(type("Empty", (jaxsgd.Rule,), {}))(), "abstract.*update"),
     ],
 )  # fmt: skip
@@ -381,3 +382,64 @@ def test_a_state_of_a_custom_part_owns_its_buffers():
             learning_rate=0.1, progress=False,
         )  # fmt: skip
     assert not sampler.order.is_deleted()
+
+
+@jaxsgd.part
+class Halved(jaxsgd.Rows):
+    """Rows that are computed from others as they are drawn."""
+
+    rows: tuple
+    scale: float = jaxsgd.number(default=0.5)
+
+    @property
+    def shapes(self):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.rows)
+
+    def take(self, index):
+        return jax.tree.map(lambda x: self.scale * x[index], self.rows)
+
+
+def test_rows_that_are_computed_train_as_the_arrays_they_stand_for():
+    rows = Halved(jax.tree.map(jnp.asarray, DATA))
+    arrays = jax.tree.map(lambda x: 0.5 * x, rows.rows)
+    options = {"key": jax.random.key(0), "batch_size": 4, "epochs": 2, "learning_rate": 0.1}
+    ours, theirs = (
+        jaxsgd.fit(table.loss, PARAMS, data, validation=data, progress=False, **options)
+        for data in (rows, arrays)
+    )
+    chex.assert_trees_all_close(ours.params, theirs.params, rtol=1e-6)
+    chex.assert_trees_all_close(ours.history["validation_loss"], theirs.history["validation_loss"])
+    plain = type("Plain", (jaxsgd.Rows,), {"shapes": rows.shapes, "take": Halved.take})()
+    with pytest.raises(TypeError, match="Plain is not a pytree; did you forget @jaxsgd.part"):
+        jaxsgd.fit(table.loss, PARAMS, plain, progress=False, **options)
+
+
+def test_a_rule_that_takes_no_extra_or_reports_no_number_is_refused():
+    def rule(**methods):
+        methods = {"init": lambda self, params: (), "__annotations__": {}} | methods
+        return jaxsgd.part(type("Mine", (jaxsgd.Rule,), methods))()
+
+    narrow = lambda self, grads, state, params=None: (grads, state)  # noqa: E731
+    with pytest.raises(TypeError, match=r"Mine.update takes no \*\*extra"):
+        init(rule=rule(update=narrow))
+    wide = lambda self, grads, state, params=None, **extra: (grads, state)  # noqa: E731
+    rate = lambda self, before, after: "fast"  # noqa: E731
+    with pytest.raises(TypeError, match="reported_learning_rate returned a str, expected a scalar"):
+        init(rule=rule(update=wide, reported_learning_rate=rate))
+
+
+def test_text_in_the_place_of_a_number_and_a_custom_loss_are_refused():
+    with pytest.raises(TypeError, match="Halved's scale: expected a number or a schedule, got 'h'"):
+        Halved((), "h")
+    with pytest.raises(TypeError, match="Mine subclasses jaxsgd.Loss, expected a function or a"):
+        type("Mine", (jaxsgd.Loss,), {"__module__": "theirs"})
+
+
+def test_a_stop_is_told_what_to_watch_where_there_is_no_validation_loss():
+    noisy = jaxsgd.RowLoss(table.noisy, keyed=True)
+    options = {"key": jax.random.key(0), "batch_size": 4, "epochs": 2, "learning_rate": 0.1}
+    options |= {"validation": DATA, "metrics": {"mae": table.loss}, "progress": False}
+    stop = jaxsgd.EarlyStopping(2)
+    with pytest.raises(ValueError, match="monitor: expected one of validation_mae, loss, got None"):
+        jaxsgd.fit(noisy, PARAMS, DATA, stop=stop, **options)
+    assert jaxsgd.fit(noisy, PARAMS, DATA, stop=stop, monitor="validation_mae", **options)

@@ -355,7 +355,7 @@ def test_refusals():
         until(Converged)
     with pytest.raises(TypeError, match=r"or AnyOf\(a, b\) of two"):
         until([Converged(), EarlyStopping(2)])
-    with pytest.raises(TypeError, match="Mine is not a pytree; did you forget @jaxsgd.part"):
+    with pytest.raises(TypeError, match="Mine is not a part; did you forget @jaxsgd.part"):
         until(type("Mine", (jaxsgd.Stop,), {"init": None, "update": None})())
     with pytest.raises(TypeError, match=r"returned an array of shape \(3,\), expected a scalar"):
         until(At(1), monitor=lambda state: state.params["weight"])

@@ -27,6 +27,15 @@ class NumberKey(NamedTuple):
         return f".{self.name}"
 
 
+class Contract:
+    """What all contracts share: a subclass is instantiated only as a part."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise TypeError(
+            f"{type(self).__name__} is not a part; did you forget @jaxsgd.part above its class?"
+        )
+
+
 def static(*, converter: Callable[..., object] | None = None, **options: Any) -> Any:
     """A field that is a part of the compiled program, not one of its arguments.
 
@@ -42,9 +51,17 @@ def static(*, converter: Callable[..., object] | None = None, **options: Any) ->
 def number(*, converter: Callable[..., object] | None = None, **options: Any) -> Any:
     """A field that holds a number or a schedule: a leaf, to be swept and differentiated.
 
+    A schedule is kept as it is: `jaxsgd.rate_at(field, step)` evaluates either.
+
     Args: as `static`.
     """
-    return _field({"number": True}, converter, options)
+    return _field({"number": True}, converter or _no_text, options)
+
+
+def _no_text(value: object, name: str) -> object:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name}: expected a number or a schedule, got {value!r}")
+    return value
 
 
 def field(
@@ -265,7 +282,7 @@ def as_contract(value: object, contract: type[T], name: str, example: str) -> T:
     if not isinstance(value, contract):
         raise TypeError(
             f"{name}: expected a jaxsgd.{kind}, such as {example}, got {value!r} of type "
-            f"{type(value).__name__}"
+            f"{type(value).__name__}; a custom one subclasses jaxsgd.{kind}"
         )
     for attribute in inspect.get_annotations(contract):
         if not hasattr(type(value), attribute) and attribute not in vars(value):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxsgd.core import validation
+from jaxsgd.core.part import is_leaf
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import as_arguments, gather, placed_like
 from jaxsgd.data.base import Rows
@@ -90,13 +91,6 @@ class ArrayRows(Rows):
         """`add` of all rows."""
         return add(self.arrays, sample_weight, None, *args)
 
-    def feeds(
-        self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
-    ) -> Generator[tuple[PyTree, int, int], None, None]:
-        """All rows, for each length."""
-        data = self.as_arguments()
-        yield from ((data, 0, length) for length in lengths)
-
 
 class BatchRows(Rows):
     """The rows of one batch, gathered already: the data of a step on rows from another loader.
@@ -168,10 +162,15 @@ class BatchRows(Rows):
 
 
 def as_rows(data: PyTree, name: str = "data") -> Rows:
-    """`Rows` as they are, and a pytree of arrays as `ArrayRows`. Only shapes and dtypes are read.
+    """`Rows` as they are, and a pytree of arrays as `Rows`. Only shapes and dtypes are read.
+
+    For custom gradients, whose `data` may be either: `as_rows(data).size` is the number of rows.
 
     Raises:
       TypeError, ValueError: the pytree is not one of arrays with the same number of rows.
+
+    >>> jaxsgd.as_rows({"x": jnp.ones((5, 2)), "y": jnp.ones(5)}).size
+    5
     """
     if isinstance(data, Rows):
         if not type(data).__module__.startswith("jaxsgd."):
@@ -183,6 +182,11 @@ def as_rows(data: PyTree, name: str = "data") -> Rows:
 
 def _check_custom_rows(rows: Rows) -> None:
     """Refuse the shapes of a custom source that differ in length, or have a dtype JAX lacks."""
+    if not rows.is_streamed and is_leaf(rows):
+        raise TypeError(
+            f"data: {type(rows).__name__} is not a pytree; did you forget @jaxsgd.part above its "
+            "class?"
+        )
     name = f"{type(rows).__name__}.shapes"
     ArrayRows(rows.shapes, name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(rows.shapes):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxsgd.core.part import default_property
 from jaxsgd.core.records import Batch, State
-from jaxsgd.core.trees import gather
+from jaxsgd.core.trees import as_arguments, gather
 from jaxsgd.samplers.base import Sampler
 
 # Computes something of a part of a batch: of_part(number, data, batch, params, state), where the
@@ -89,13 +89,12 @@ class Rows(abc.ABC):
 
     def as_arguments(self) -> PyTree:
         """The data as an argument of a compiled program: arrays on a device."""
-        return self
+        return self if self.is_streamed else as_arguments(self)
 
     def check_values(self, name: str = "data") -> None:
         """Refuse values that a device cannot hold. Reads all rows on the host."""
         return
 
-    @abc.abstractmethod
     def total(
         self,
         add: Callable[..., PyTree],
@@ -108,13 +107,15 @@ class Rows(abc.ABC):
         `add` adds the terms of some rows, in chunks of `batch_size`, to `sums`, or, where that is
         None, begins with them; `weight` are their sample weights, or None.
         """
+        return add(self, sample_weight, None, *args)
 
-    @abc.abstractmethod
     def feeds(
         self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
     ) -> Generator[tuple[PyTree, int, int], None, None]:
         """Data for the next steps of a host loop that takes `lengths` steps, `total` in all.
 
         Yields the data, the position in them of the first batch, and the number of steps they are
-        for, which add up to each length.
+        for, which add up to each length: all rows, for each length.
         """
+        data = self.as_arguments()
+        yield from ((data, 0, length) for length in lengths)

@@ -4,7 +4,7 @@ JAX's own runtime does the work: `jax.make_mesh` on one machine, `jax.distribute
 it on several.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Num, PyTree, Shaped
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import part, set_fields, static
-from jaxsgd.core.records import Batch, State
+from jaxsgd.core.records import Batch
 from jaxsgd.core.trees import gather, placed_like
 from jaxsgd.data.arrays import ArrayRows, as_rows
 from jaxsgd.data.base import OfPart, Reduction, Rows
@@ -186,12 +186,6 @@ class MeshRows(Rows):
             return self.added(add(rows, weight, None, *args))
 
         return self.each(own, sample_weight, *args)
-
-    def feeds(
-        self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
-    ) -> Generator[tuple[PyTree, int, int], None, None]:
-        """All rows, for each length."""
-        yield from ((self, 0, length) for length in lengths)
 
     def each(self, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """`fn(rows, first, *args)` on each device, its rows and the place of the first of them.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
+from jaxsgd.core.part import Contract
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.losses import Loss
 
@@ -34,16 +35,18 @@ class GradientState(NamedTuple):
         return jax.random.fold_in(self.key, self.step)
 
 
-class Gradient(abc.ABC):
+class Gradient(Contract, abc.ABC):
     """The gradient of a weighted set of rows. A custom gradient subclasses this contract.
 
     It reads the rows of a batch by `jaxsgd.take(data, batch.index)`; `data` need not be arrays.
+    `jaxsgd.as_rows(data).size` is n, the number of rows.
 
     Attributes with defaults:
       is_linear: the estimate is `sum_i weight[i] f(row[i])`, so it may be computed in parts and
         added: by `Accumulated`, on `MeshRows`. False.
-      is_keyed: it draws random numbers for each row, by a key in its state's field `key`, which
-        `update` never replaces: it folds its step into it. False.
+      is_keyed: it draws random numbers. `init` returns
+        `GradientState(key, jnp.int32(0), model_state)`; `update` draws by `state.step_key`, and
+        returns the state with `step + 1` and the same key. False.
       needs_row_index: it remembers rows by their index, so rows from another loader, which have
         none, are refused. False.
       sample_weight_refusal: None, or why a solver's `sample_weight` is refused: the predicate of

@@ -43,8 +43,7 @@ def as_linear_gradient(
     if not gradient.is_linear:
         raise TypeError(
             f"{name} is {gradient!r}, expected one that is a sum over rows{where}: a RowLoss, or a "
-            "RowsLoss without a model state (a custom gradient sets `is_linear = True`); noise and "
-            "its scale are taken once a batch, around the sum"
+            "RowsLoss without a model state (a custom gradient sets `is_linear = True`)"
         )
     return gradient
 

@@ -189,7 +189,10 @@ def _read(args: PyTree) -> Bool[Array, ""]:
 
 def why_off() -> str | None:
     """Why no program is marked in this process, or None where small ones are."""
-    if os.environ.get("JAXSGD_CPU_FUSION") == "0":
+    switch = os.environ.get("JAXSGD_CPU_FUSION", "1")
+    if switch not in ("0", "1"):
+        raise ValueError(f"JAXSGD_CPU_FUSION: expected 0 or 1, got {switch!r}")
+    if switch == "0":
         return "JAXSGD_CPU_FUSION is 0"
     if jax.default_backend() != "cpu":
         return f"the default backend is {jax.default_backend()}"

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd.core.part import default_property, wrapped_name
+from jaxsgd.core.part import Contract, default_property, wrapped_name
 from jaxsgd.core.trees import accumulate
 from jaxsgd.schedules import Rate, rate_at
 
 
-class Rule(abc.ABC):
+class Rule(Contract, abc.ABC):
     """The update, by Optax's protocol. A custom rule subclasses this contract.
 
     A rule has the `init` and `update` of an Optax transformation, so it can be used in
@@ -66,7 +66,24 @@ class Rule(abc.ABC):
 
 
 class ScheduledRule(Rule):
-    """A rule with one learning rate, a number or a schedule of the `count` in its state."""
+    """A rule with one learning rate, a number or a schedule of the `count` in its state.
+
+    A custom rule of this kind has a field `learning_rate`, and a state with the field `count`
+    (int32[]): the number of steps taken, which `rate_at` counts.
+
+    >>> @jaxsgd.part
+    ... class Descent(jaxsgd.ScheduledRule):
+    ...     learning_rate: float = jaxsgd.number()
+    ...     def init(self, params):
+    ...         return jaxsgd.SGD(self.learning_rate).init(params)
+    ...     def update(self, grads, state, params=None, **extra):
+    ...         rate, count = jaxsgd.rate_at(self.learning_rate, state.count)
+    ...         return jax.tree.map(lambda g: -rate * g, grads), state._replace(count=count)
+    >>> rule = Descent(jaxsgd.InverseTimeDecay(0.5, 1.0))
+    >>> updates, state = rule.update(jnp.array(4.0), rule.init(jnp.array(0.0)))
+    >>> float(updates), int(state.count)
+    (-2.0, 1)
+    """
 
     learning_rate: Rate
 

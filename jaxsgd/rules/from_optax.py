@@ -210,12 +210,7 @@ def as_rule(
         rule = rule.gradient_transformation()
     if isinstance(rule, optax.GradientTransformation):
         return Transformation(rule)
-    if not isinstance(rule, type) and not isinstance(rule, Rule):
-        raise TypeError(
-            f"{name} is {rule!r}, expected a rule, such as jaxsgd.SGD(0.1), or an Optax "
-            "transformation, such as optax.adam(1e-3); a custom rule subclasses jaxsgd.Rule"
-        )
-    return as_contract(rule, Rule, name, "jaxsgd.SGD(0.1)")
+    return as_contract(rule, Rule, name, "jaxsgd.SGD(0.1) or optax.adam(1e-3)")
 
 
 def _rate_in_state(after: PyTree) -> Float[Array, ""] | None:

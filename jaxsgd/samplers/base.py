@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import default_property, wrapped_name
+from jaxsgd.core.part import Contract, default_property, wrapped_name
 from jaxsgd.core.records import Batch
 
 
@@ -30,7 +30,7 @@ class SamplerState(NamedTuple):
     step: Int[Array, ""]
 
 
-class Sampler(abc.ABC):
+class Sampler(Contract, abc.ABC):
     """Which rows a step takes. A custom sampler subclasses `CounterSampler` or this contract.
 
     The weights of a batch make `sum_i weight[i] grad loss(row[index[i]])` an unbiased estimate of

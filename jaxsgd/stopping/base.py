@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxsgd.core.part import as_contract
+from jaxsgd.core.part import Contract, as_contract
 
 
 class Reason(enum.IntEnum):
@@ -86,7 +86,7 @@ class Ending(NamedTuple):
         return f"stopped at step {int(self.step)}, check {int(self.checks)}: {reason}"
 
 
-class Stop(abc.ABC):
+class Stop(Contract, abc.ABC):
     """When a run stops, and why. A custom stop subclasses this contract.
 
     It gets a `Check` at regular steps of `run_until`, or after each epoch of `fit`.
@@ -117,12 +117,7 @@ class Stop(abc.ABC):
 
 def as_stop(stop: Stop, name: str = "stop") -> Stop:
     """A stop, unchanged; anything else is refused."""
-    if not isinstance(stop, type | Stop):
-        raise TypeError(
-            f"{name} is {stop!r}, expected one such as jaxsgd.Converged(1e-4), or AnyOf(a, b) of "
-            "two; a custom stop subclasses jaxsgd.Stop"
-        )
-    return as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4)")
+    return as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4) or AnyOf(a, b) of two")
 
 
 def as_reason(

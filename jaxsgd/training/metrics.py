@@ -73,6 +73,11 @@ def monitored_entry(
         raise ValueError("mode is 'max' without monitor, expected monitor= the entry to maximise")
     if monitor is None:
         monitor = next(name for name in names if name in ("validation_loss", "loss"))
+        if names[0].startswith("validation_") and monitor == "loss" and (stop or restore_best):
+            raise ValueError(
+                f"monitor: expected one of {', '.join(names)}, got None, and there is no "
+                "validation_loss to watch by default; metrics={'loss': ...} adds one"
+            )
     elif stop is None and not restore_best:
         raise ValueError(
             f"monitor={monitor!r} was given without a stop, expected stop= or restore_best=True "
@@ -113,9 +118,13 @@ def _functions(
     if isinstance(loss, RowLoss | RowsLoss) and not loss.keyed:
         return {"loss": loss} | named
     if not named:
+        why = (
+            f"{type(innermost(solver.gradient)).__name__} has no attribute `loss`"
+            if loss is None
+            else "this loss (keyed, or of the whole batch) is no function of (params, row)"
+        )
         raise ValueError(
-            "validation was given, but this loss (keyed, or of the whole batch) is no function of "
-            "(params, row) to average; give metrics={'loss': ...}"
+            f"validation was given, but {why} to average over it; give metrics={{'loss': ...}}"
         )
     return named
 
