@@ -57,6 +57,8 @@ def pytest_configure(config):
         for name, value in (CACHE | {"jax_compilation_cache_dir": config.jax_cache}).items():
             os.environ[name.upper()] = str(value)  # for workers, processes and kernels
             jax.config.update(name, value)
+    if config.option.quick:  # kernels are tested by their own file and by those of BITS
+        os.environ.setdefault("JAXSGD_CPU_FUSION", "0")
     if config.option.quick and KNOWS_QUICK:  # workers and the processes of tests inherit it
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 

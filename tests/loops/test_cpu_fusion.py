@@ -22,6 +22,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def is_on(monkeypatch):
+    monkeypatch.setenv("JAXSGD_CPU_FUSION", "1")
+
+
 @pytest.fixture
 def marks(monkeypatch):
     """A list that grows with each call that is traced as a kernel, or as a function of its own."""

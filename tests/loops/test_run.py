@@ -158,9 +158,9 @@ def test_refusals():
         jaxsgd.run(other, state, data, 10)
     with pytest.raises(TypeError, match="steps is 1.5"):
         jaxsgd.run(solver, state, data, 1.5)
-    with pytest.raises(TypeError, match="sampler is 8"):
+    with pytest.raises(TypeError, match="sampler: expected a jaxsgd.Sampler, .* got 8"):
         jaxsgd.Solver(table.loss, 8, jaxsgd.SGD(0.1))
-    with pytest.raises(TypeError, match="rule is 0.1"):
+    with pytest.raises(TypeError, match="rule: expected a jaxsgd.Rule, .* got 0.1"):
         jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), 0.1)
     penalty = lambda params: params["weight"]  # noqa: E731
     bad = jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1), penalty)

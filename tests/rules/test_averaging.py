@@ -82,7 +82,7 @@ def test_refusals():
     state, _ = table.start(jaxsgd.Solver(table.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1)), None)
     with pytest.raises(ValueError, match="holds no averaged parameters"):
         jaxsgd.averaged(state)
-    with pytest.raises(TypeError, match="rule is 0.1"):
+    with pytest.raises(TypeError, match="EMA.s rule: expected a jaxsgd.Rule, .* got 0.1"):
         jaxsgd.EMA(0.1)
     with pytest.raises(ValueError, match="TailAverage's start is 0.5, expected a whole number"):
         jaxsgd.TailAverage(jaxsgd.SGD(0.1), 0.5)
