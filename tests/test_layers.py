@@ -22,7 +22,7 @@ LAYERS = """
     evaluation
     contracts
     solver
-    loops         cpu_fusion base run run_until chunks
+    loops         cpu_convolutions cpu_fusion base run run_until chunks
     checkpoints   fingerprint orbax
     training      progress metrics trainer fit
     sweeps        axes vmapped memory result sweep halving

@@ -26,6 +26,7 @@ from jax.extend.core import Jaxpr
 from jaxtyping import Array, Bool, PyTree
 
 from jaxsgd.core.jaxprs import inner_jaxprs
+from jaxsgd.loops import cpu_convolutions
 
 TRIED = (0, 9), (0, 11)  # versions of JAX; another one might make other demands on a kernel
 FUNCTION = {"inlineable": "false"}  # marks of a call
@@ -125,11 +126,17 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
             program = jax.jit(lambda *args: (plain(*args, **static), _read(args)))
             return _computed(_marked(program(*args), KERNEL))[0]
 
+        @partial(jax.jit, **options)
+        @wraps(fn)
+        def with_reordered(*args: P.args, **static: P.kwargs) -> T:
+            return cpu_convolutions.reordered(partial(plain, **static))(*args)
+
         ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a program, the best first
 
-        def ways_of(jaxpr: Jaxpr) -> list[Callable[..., T]]:
-            large = partial(plain, form="function")
-            if not all(map(_is_small, _separate_steps(jaxpr))):
+        def ways_of(jaxpr: Jaxpr, form: Form) -> list[Callable[..., T]]:
+            slow = cpu_convolutions.are_slow_in(jaxpr)
+            large = partial(with_reordered if slow else plain, form=form)
+            if form == "inlined" or not all(map(_is_small, _separate_steps(jaxpr))):
                 return [large]
             small = [partial(with_kernel, form="kernel"), large]
             return [partial(as_kernel, form="function"), *small] if _is_small(jaxpr) else small
@@ -139,11 +146,12 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
             leaves, tree = jax.tree.flatten(args)
             if jax.config.jax_disable_jit or not _stand_alone(leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static, form="inlined")
-            key = tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
+            form = "inlined" if why_off() else "function"
+            key = form, tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
             if key not in ways:
                 if len(ways) >= 100:  # keys hold losses and models alive
                     ways.clear()
-                ways[key] = ways_of(plain.trace(*args, **static, form="function").jaxpr.jaxpr)
+                ways[key] = ways_of(plain.trace(*args, **static, form=form).jaxpr.jaxpr, form)
             while True:
                 try:
                     return ways[key][0](*args, **static)
@@ -204,8 +212,6 @@ def why_off() -> str | None:
 
 def _stand_alone(leaves: list[Array]) -> bool:
     """Whether a program called with these is a program of its own, on one CPU."""
-    if why_off() is not None:
-        return False
     return all(
         not isinstance(x, Tracer)
         and x.size > 0

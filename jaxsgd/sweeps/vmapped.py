@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxsgd.core.trees import by_words, words_of
+from jaxsgd.loops.cpu_convolutions import reordered
 from jaxsgd.sweeps.axes import Axes
 
 RUNS = "runs"  # the mesh axis that runs are split over
@@ -118,9 +119,8 @@ def _run(call: PyTree, axes: Axes, plan: Plan) -> PyTree:
         program = jax.vmap(program, _in_axes(i, mapped, count), out_axes)
     if plan.mesh is not None:
         program = _split_over_mesh(program, mapped, depends, plan, count)
-    results = [
-        _sweep_order(x, at, count) for x, at in zip(program(leaves, values), depends, strict=True)
-    ]
+    results = reordered(program)(leaves, values)
+    results = [_sweep_order(x, at, count) for x, at in zip(results, depends, strict=True)]
     return jax.tree.unflatten(result_structure, results)
 
 
