@@ -34,6 +34,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.gradients
+	$(BIN)/python -m benchmarks.convolutions
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.devices
 

@@ -100,7 +100,8 @@ def _rewritten_within(param: Any) -> Any:
 
 def _fast_equations(equation: JaxprEqn) -> list[JaxprEqn]:
     """A slow convolution's replacement: transposes, a fast one, a transpose."""
-    shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+    avals: list[Any] = [x.aval for x in equation.invars]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
     fast = jax.make_jaxpr(partial(_convolved, equation.params))(*shapes).jaxpr
     names = dict(zip(fast.invars, equation.invars, strict=True))
     names |= zip(fast.outvars, equation.outvars, strict=True)
