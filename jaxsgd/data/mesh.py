@@ -230,9 +230,9 @@ class MeshRows(Rows):
     ) -> Num[Array, " held"]:
         """The weights (float[held]) of the rows from a place on: 0 on padding."""
         least, rest = divmod(self.size, self.shards)
-        shard, turn = jnp.divmod(first + jnp.arange(held, dtype=jnp.int32), self._length)
-        row = shard * least + jnp.minimum(shard, rest) + turn
-        is_row = turn < least + (shard < rest)
+        shard, place = jnp.divmod(first + jnp.arange(held, dtype=jnp.int32), self._length)
+        row = shard * least + jnp.minimum(shard, rest) + place
+        is_row = place < least + (shard < rest)
         weight = jnp.ones(held) if sample_weight is None else gather(sample_weight, is_row * row)
         return jnp.where(is_row, weight, 0)
 
@@ -305,8 +305,8 @@ def _padded(x: np.ndarray | Array, counts: np.ndarray, most: int) -> np.ndarray 
     if counts.min() == most:
         return x
     first = np.cumsum(counts) - counts
-    turn = np.minimum(np.arange(most), counts[:, None] - 1)
-    return x[(first[:, None] + turn).ravel()]
+    place = np.minimum(np.arange(most), counts[:, None] - 1)
+    return x[(first[:, None] + place).ravel()]
 
 
 def find_meshes(tree: PyTree) -> list[tuple[Mesh, str]]:

@@ -155,8 +155,8 @@ class PerExampleClipped(Gradient):
     ) -> tuple[Float[Array, " B"], PyTree, Key[Array, ""] | None]:
         """The weights and rows, those of weight 0 replaced by one that has some; and a key."""
         weight = batch.weight.astype(accumulator_of(params))
-        slot = jnp.where(weight != 0, jnp.arange(len(weight)), jnp.argmax(weight != 0))
-        rows = as_rows(data).take_some(batch.index, slot)
+        position = jnp.where(weight != 0, jnp.arange(len(weight)), jnp.argmax(weight != 0))
+        rows = as_rows(data).take_some(batch.index, position)
         return weight, rows, jax.random.fold_in(state.step_key, 0) if self.loss.keyed else None
 
     def _factor(

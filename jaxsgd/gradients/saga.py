@@ -26,7 +26,7 @@ class SAGAState(NamedTuple):
     table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
     mean: PyTree
     rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
-    slot: Int[Array, " n"]  # scratch: which position of a batch counts for a row
+    position: Int[Array, " n"]  # scratch: which position of a batch counts for a row
     model_state: PyTree = None
 
 
@@ -102,15 +102,15 @@ class SAGA(Gradient):
         self, params: PyTree, data: PyTree, batch: Batch, state: SAGAState
     ) -> tuple[Estimate, SAGAState]:
         """The estimate from a batch of rows of `data`, and the state after it."""
-        check_size(len(state.slot), as_rows(data).size, self)
-        # The table is written in place, by an addition at the batch's rows. `slot`, a scratch
+        check_size(len(state.position), as_rows(data).size, self)
+        # The table is written in place, by an addition at the batch's rows. `position`, a scratch
         # array, says which position of the batch counts for a row that is in it more than once.
         index, weight = batch.index, batch.weight.astype(accumulator_of(params))
-        rows, slot, n = take(data, index), state.slot, len(state.slot)
+        rows, position, n = take(data, index), state.position, len(state.position)
         if len(index) > 1:
-            lane = jnp.arange(len(index), dtype=jnp.int32)
-            slot = slot.at[jnp.where(weight != 0, index, n)].set(lane, mode="drop")
-            counts = (take(slot, index) == lane) & (weight != 0)
+            place = jnp.arange(len(index), dtype=jnp.int32)
+            position = position.at[jnp.where(weight != 0, index, n)].set(place, mode="drop")
+            counts = (take(position, index) == place) & (weight != 0)
         else:  # twice: the read of a single row XLA fuses with its write, and copies the table
             index, weight = jnp.repeat(index, 2), jnp.pad(weight, (0, 1))
             rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
@@ -126,7 +126,7 @@ class SAGA(Gradient):
         rest = jax.tree.map(lambda x, new, old: x - (new - old), more, mean, state.mean)
         table = jax.tree.map(partial(_added, index, len(batch.index)), state.table, once)
         estimate = Estimate(weigh(weight, losses), grads, weigh(weight, aux))
-        return estimate, SAGAState(table, mean, rest, slot)
+        return estimate, SAGAState(table, mean, rest, position)
 
     def _seen(
         self, params: PyTree, rows: PyTree

@@ -32,10 +32,10 @@ def chunks(
 ) -> Iterator[tuple[State, PyTree]]:
     """An endless run that yields its state every `steps` steps: the loop of `fit`.
 
-    After k turns the state is that of `run(solver, state, data, k * steps)`, bit for bit on one
-    CPU. The first turn compiles, the others do not. Logging, early stopping and saving are the body
-    of your `for`; leave it with `break`. The states that are handed out, and the one that was
-    given, stay alive: the loop donates a copy of its own.
+    The k-th state is that of `run(solver, state, data, k * steps)`, bit for bit on one CPU. Only
+    the first iteration compiles. Logging, early stopping and saving are the body of your `for`;
+    leave it with `break`. The states that are yielded, and the one that was given, stay alive: the
+    loop donates copies.
 
     Args:
       solver, state: as in `run`.
@@ -49,7 +49,7 @@ def chunks(
 
     Raises:
       ValueError, TypeError: as `run`.
-      OSError: rows on the host could not be read; the last state handed out is alive.
+      OSError: rows on the host could not be read; the last state that was yielded is alive.
 
     >>> y = jnp.array([1.0, 3.0])
     >>> loss = lambda theta, y: (theta - y) ** 2
@@ -84,25 +84,25 @@ class _Record:
 def _chunks(
     solver: Solver, state: State, data: PyTree, steps: int, record: _Record
 ) -> Iterator[tuple[State, PyTree]]:
-    taken, turn = 0, None
+    taken, trace = 0, None
     for chunk in advances(solver, _copied(state), data, repeat(steps), record, most=steps):
         span = _on_device(taken), _on_device(chunk.steps)
-        turn = _filled(turn, chunk.trace, *span) if taken else chunk.trace
+        trace = _filled(trace, chunk.trace, *span) if taken else chunk.trace
         taken += chunk.steps
         if taken == steps:
-            yield _copied(chunk.state), turn
+            yield _copied(chunk.state), trace
             taken = 0
 
 
 @jax.jit
-def _filled(turn: PyTree, trace: PyTree, taken: Int[Array, ""], steps: Int[Array, ""]) -> PyTree:
-    """A turn's trace with that of some more steps after those it has."""
+def _filled(trace: PyTree, more: PyTree, taken: Int[Array, ""], steps: Int[Array, ""]) -> PyTree:
+    """A trace that holds `taken` steps, with the first `steps` steps of another one after them."""
 
     def fill(old: Array, new: Array) -> Array:
         place = jnp.arange(len(new))
         return old.at[jnp.where(place < steps, taken + place, len(old))].set(new, mode="drop")
 
-    return jax.tree.map(fill, turn, trace)
+    return jax.tree.map(fill, trace, more)
 
 
 @jax.jit
@@ -115,7 +115,7 @@ class ChunkResult(NamedTuple):
 
     state: State  # donated to the next call
     steps: int
-    trace: PyTree  # of its steps, longer where fewer were asked for than there is room for
+    trace: PyTree  # of its steps; entries after the last step hold nothing
     finite: bool  # else the state is the one before the step that was not
 
 
@@ -192,13 +192,13 @@ def _advance(
         i: Int[Array, ""], carry: tuple[Carry, PyTree, Bool[Array, ""]]
     ) -> tuple[Carry, PyTree, Bool[Array, ""]]:
         ahead, trace, fine = carry
-        ahead, told, is_fine = look(i, ahead)
+        ahead, recorded, is_fine = look(i, ahead)
         put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
-        trace = jax.tree.map(put, trace, told)
+        trace = jax.tree.map(put, trace, recorded)
         return ahead, trace, fine & is_fine
 
-    _, told, _ = jax.eval_shape(look, jnp.int32(0), ahead)
-    trace = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), told)
+    _, recorded, _ = jax.eval_shape(look, jnp.int32(0), ahead)
+    trace = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), recorded)
     (new, _), trace, fine = lax.fori_loop(0, length, body, (ahead, trace, jnp.ones((), bool)))
     if not guard:
         return new, trace, fine

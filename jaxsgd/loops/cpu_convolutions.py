@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
@@ -45,7 +46,9 @@ def reordered(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
         if are_slow_in(closed.jaxpr):
             closed = closed.replace(jaxpr=_rewritten(closed.jaxpr))
-        results = jaxpr_as_fun(closed)(*jax.tree.leaves(args))
+        results = map(
+            jnp.asarray, jaxpr_as_fun(closed)(*jax.tree.leaves(args))
+        )  # some are literals
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return call

@@ -121,8 +121,8 @@ def scan_steps(
 
     def by_word(words: PyTree, _: None) -> tuple[PyTree, PyTree]:
         """A window between words of keys: keys kept for the way back would count as used."""
-        after, told = window(keys_of(words, ahead), None)
-        return words_of(after), told
+        after, recorded = window(keys_of(words, ahead), None)
+        return words_of(after), recorded
 
     some = again(lambda words, _: lax.scan(again(by_word), words, length=inner))
     words, trace = lax.scan(some, words_of(ahead), length=windows // inner)

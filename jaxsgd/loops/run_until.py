@@ -100,8 +100,8 @@ def _run_until(
     def add(carry: PyTree, _: None) -> tuple[PyTree, None]:
         ahead, fine, total = carry[:3]
         ahead, fine, info = guarded(step, ahead, fine)
-        told = (total + info.loss + info.penalty, info.grad_norm, info.update_norm)
-        return (ahead, fine, *(x.astype(zero.dtype) for x in told)), None
+        sums = (total + info.loss + info.penalty, info.grad_norm, info.update_norm)
+        return (ahead, fine, *(x.astype(zero.dtype) for x in sums)), None
 
     def window(watch: _Watch) -> _Watch:
         begin = watch.ahead, jnp.ones((), bool), zero, zero, zero

@@ -102,8 +102,11 @@ class Stratified(CounterSampler):
         begins = np.cumsum(places) - places
 
         step, position = jnp.asarray(step, jnp.int32), np.arange(self.batch_size, dtype=np.int32)
-        epoch, turn = jax.lax.div(step, jnp.int32(steps)), jax.lax.rem(step, jnp.int32(steps))
-        first = _first_place(key, epoch, turn, steps)
+        epoch, step_of_epoch = (
+            jax.lax.div(step, jnp.int32(steps)),
+            jax.lax.rem(step, jnp.int32(steps)),
+        )
+        first = _first_place(key, epoch, step_of_epoch, steps)
         place = first + position * steps
         valid = position <= (n - 1 - first) // steps
         of_class = _class_lookup(begins, place, steps)
@@ -176,8 +179,10 @@ def _class_lookup(
     return of_class
 
 
-def _first_place(key: jax.Array, epoch: jax.Array, turn: jax.Array, steps: int) -> jax.Array:
-    """The first place that a step takes: `(turn * stride + phase) mod steps`.
+def _first_place(
+    key: jax.Array, epoch: jax.Array, step_of_epoch: jax.Array, steps: int
+) -> jax.Array:
+    """The first place that a step takes: `(step_of_epoch * stride + phase) mod steps`.
 
     The product wraps modulo 2**32. So does `quotient * steps`, whose quotient is computed in
     floats and off by a few at most; the difference is exact.
@@ -185,8 +190,8 @@ def _first_place(key: jax.Array, epoch: jax.Array, turn: jax.Array, steps: int) 
     stride = _stride(steps)
     words = random_words(key, -1 - epoch, 1)  # a number that no epoch's shuffle is hashed from
     phase = randint_below(words, steps)[0]
-    quotient = (turn.astype(jnp.float32) * np.float32(stride / steps)).astype(jnp.int32)
-    return jnp.remainder(turn * stride + phase - quotient * steps, steps)
+    quotient = (step_of_epoch.astype(jnp.float32) * np.float32(stride / steps)).astype(jnp.int32)
+    return jnp.remainder(step_of_epoch * stride + phase - quotient * steps, steps)
 
 
 @lru_cache
