@@ -25,11 +25,20 @@ from jaxsgd.core.jaxprs import inner_jaxprs
 
 def why_off() -> str | None:
     """Why no convolution is reordered in this process, or None where they are."""
-    switch = os.environ.get("JAXSGD_CPU_CONVOLUTIONS", "1")
+    return off_by("JAXSGD_CPU_CONVOLUTIONS")
+
+
+def off_by(variable: str) -> str | None:
+    """Why a thing that is done on CPUs, and has a switch in the environment, is off here, or None.
+
+    Raises:
+      ValueError: the switch is neither 0 nor 1.
+    """
+    switch = os.environ.get(variable, "1")
     if switch not in ("0", "1"):
-        raise ValueError(f"JAXSGD_CPU_CONVOLUTIONS: expected 0 or 1, got {switch!r}")
+        raise ValueError(f"{variable}: expected 0 or 1, got {switch!r}")
     if switch == "0":
-        return "JAXSGD_CPU_CONVOLUTIONS is 0"
+        return f"{variable} is 0"
     backend = jax.default_backend()
     return None if backend == "cpu" else f"the default backend is {backend}"
 

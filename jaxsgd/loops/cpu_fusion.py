@@ -12,7 +12,6 @@ on. All that is assumed of XLA is in the constants below and in `_read`; the can
 """
 
 import math
-import os
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial, wraps
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -197,13 +196,8 @@ def _read(args: PyTree) -> Bool[Array, ""]:
 
 def why_off() -> str | None:
     """Why no program is marked in this process, or None where small ones are."""
-    switch = os.environ.get("JAXSGD_CPU_FUSION", "1")
-    if switch not in ("0", "1"):
-        raise ValueError(f"JAXSGD_CPU_FUSION: expected 0 or 1, got {switch!r}")
-    if switch == "0":
-        return "JAXSGD_CPU_FUSION is 0"
-    if jax.default_backend() != "cpu":
-        return f"the default backend is {jax.default_backend()}"
+    if (off := cpu_convolutions.off_by("JAXSGD_CPU_FUSION")) is not None:
+        return off
     if not TRIED[0] <= jax.__version_info__ < TRIED[1]:
         low, high = (".".join(map(str, version)) for version in TRIED)
         return f"it was tried on JAX {low} to below {high}"
