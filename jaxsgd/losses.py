@@ -57,7 +57,8 @@ class Loss(Contract, abc.ABC):
     is_linear: bool = True
     rows_name: str = "rows"
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
         if not cls.__module__.startswith("jaxsgd."):
             raise TypeError(
                 f"{cls.__name__} subclasses jaxsgd.Loss, expected a function or a callable part, "

@@ -31,9 +31,10 @@ class Contract:
     """What all contracts share: a subclass is instantiated only as a part."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        raise TypeError(
-            f"{type(self).__name__} is not a part; did you forget @jaxsgd.part above its class?"
-        )
+        if not dataclasses.is_dataclass(self):
+            raise TypeError(
+                f"{type(self).__name__} is not a part; did you forget @jaxsgd.part above its class?"
+            )
 
 
 def static(*, converter: Callable[..., object] | None = None, **options: Any) -> Any:

@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Diagnostics of one step. What is not recorded is not computed in a compiled run."""
+    """Diagnostics of one step. Norms and `finite` are computed only if they are recorded."""
 
     step: Int[Array, ""] = _NOT_RECORDED  # int32; 0 is the first step
     loss: Float[Array, ""] = _NOT_RECORDED  # of the batch, before the update, without the penalty

@@ -22,11 +22,12 @@ from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import as_arguments, gather
 from jaxsgd.samplers.base import Sampler
 
-# Computes something of a part of a batch: of_part(number, data, batch, params, state), where the
-# data are the rows of that part, and returns a term of the sum and the state after the part.
-OfPart = Callable[[Int[Array, ""] | None, PyTree, Batch, PyTree, PyTree], tuple[PyTree, PyTree]]
-# Calls reduction(of_part, params, state) for each part of a batch, and returns the sum of the terms
-# and the state after one of the parts.
+PartNumber = Int[Array, ""] | int | None  # None of the only part
+# `of_part(number, data, batch, params, state)` computes something of one part of a batch, whose
+# rows are `data`: it returns a term of the sum, and the state after the part.
+OfPart = Callable[[PartNumber, PyTree, Batch, PyTree, PyTree], tuple[PyTree, PyTree]]
+# `reduction(of_part, params, state)` calls `of_part` once for each part of a batch. It returns the
+# sum of the terms, and the state after one of the parts.
 Reduction = Callable[[OfPart, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 

@@ -17,10 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.data.arrays import as_rows
-from jaxsgd.data.base import OfPart, Reduction
+from jaxsgd.data.base import OfPart, PartNumber, Reduction
 from jaxsgd.gradients.base import Gradient
-
-PartNumber = Int[Array, ""] | int | None  # None of the only part
 
 
 def update_in_parts(

@@ -38,19 +38,22 @@ def stepping(
     sampler = solver.sampler_for(source)
     contracts.check_states(solver.gradient, sampler, solver.rule, state, source)
 
-    def update(
+    def take_step(
         solver: Solver, sampler: Sampler, ahead: Carry, data: PyTree
-    ) -> tuple[tuple[Carry, Estimate], PyTree]:
+    ) -> tuple[tuple[Carry, Estimate], tuple[PyTree, Estimate]]:
         state, (batch, after) = ahead
         rows = solver.rows_of(data) if size is None else BatchRows(data, size)
         state, estimate, updates = solver.update(state._replace(sampler=after), rows, batch)
-        return ((state, sampler.update(after)), estimate), updates
+        read = estimate._replace(aux=None, noise=None)
+        other = estimate._replace(loss=None, grads=None)
+        return ((state, sampler.update(after)), read), (updates, other)
 
-    compiled = compiled_as(form, update)
+    separate = compiled_as(form, take_step)
 
     def step(ahead: Carry, rows: PyTree = data) -> tuple[Carry, Info]:
         before = ahead[0]
-        (ahead, estimate), updates = compiled(solver, sampler, ahead, rows)
+        (ahead, read), (updates, other) = separate(solver, sampler, ahead, rows)
+        estimate = read._replace(aux=other.aux, noise=other.noise)
         return ahead, solver.info(before, ahead[0], estimate, updates)
 
     return (state, sampler.update(state.sampler)), step

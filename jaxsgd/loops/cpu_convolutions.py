@@ -4,8 +4,8 @@ The derivatives of a convolution have another order of dimensions than the convo
 (`f01b_i01o->01bf`). Outside of a loop XLA brings them into the order of its fast routine; within a
 loop it does not, and a step of a small network takes 5 to 15 times as long (JAX issue 12868). Here
 each becomes a convolution `NHWC,HWIO->NHWC` between transposes: the same numbers, in the time that
-a step takes by itself. JAXSGD_CPU_CONVOLUTIONS=0 in the environment turns this off;
-`python -m jaxsgd.about` says whether it is on.
+a step takes by itself. Not on a mesh. JAXSGD_CPU_CONVOLUTIONS=0 in the environment turns this off,
+for programs that are compiled after it; `python -m jaxsgd.about` says whether it is on.
 """
 
 import os
@@ -50,15 +50,18 @@ def are_slow_in(jaxpr: Jaxpr) -> bool:
 
 def reordered(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`fn` with its convolutions reordered, derivatives and batched ones included."""
+    jitted = jax.jit(fn)
 
     def call(*args: PyTree) -> PyTree:
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        if are_slow_in(closed.jaxpr):
-            closed = closed.replace(jaxpr=_rewritten(closed.jaxpr))
-        results = map(
-            jnp.asarray, jaxpr_as_fun(closed)(*jax.tree.leaves(args))
-        )  # some are literals
-        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+        if why_off() is not None:
+            return fn(*args)
+        traced = jitted.trace(*args)
+        if not _has_slow(traced.jaxpr.jaxpr):
+            return jitted(*args)  # which is not traced again
+        closed = traced.jaxpr.replace(jaxpr=_rewritten(traced.jaxpr.jaxpr))
+        results = jaxpr_as_fun(closed)(*jax.tree.leaves(args))
+        results = map(jnp.asarray, results)  # some are literals
+        return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
 
     return call
 

@@ -36,9 +36,12 @@ OPTIONS = {  # of a program with a kernel
     # 1 takes 0.6 to 1.03 of the time of level 3 (linear models and perceptrons).
     "xla_backend_optimization_level": 1,
 }
+# The default of an option: JAX refuses to call a program that has options within another program.
+ALONE = {"xla_embed_ir_in_executable": False}
 MOST = 2**14  # numbers that an operation in a loop makes, or of a matrix times a vector
 PRODUCTS = 2**12  # multiplications of a product of matrices; above it the library pays
 LONGEST = 1500  # operations; XLA compiles a kernel of many more slowly than their tasks
+KEPT = 2**10  # numbers that a step returns although no loop may read them
 
 # no sorting, scattering, convolution, factorisation, collective or callback
 OPERATIONS = frozenset(
@@ -69,17 +72,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
 Form = Literal["inlined", "function", "kernel"]  # of a step in a loop; a kernel only if it is small
-UPDATES = 2**10  # numbers: updates that are returned whether they are read or not
 
 
 def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., tuple[T, U]]:
-    """A loop's step in a form. It takes as arguments all that it reads, and returns updates second.
+    """A loop's step in a form. It takes all that it reads as arguments.
 
-    An inlined step is fused with what a loop records of it: recording the update norm changed the
-    last bit of Adam's parameters. A function of its own is the same arithmetic in each loop, if it
-    computes the same results whether they are read or not. The updates are the exception, because
-    returning those of a softmax model of 7,850 parameters makes a step of Adam 1.3 times as long,
-    and because what is left is fused alike without them.
+    It returns the results that each loop reads, then those that some loops read. Compiled as a
+    separate function, it does the same arithmetic in every loop, provided that it computes the same
+    results in every loop: inlined, it would be fused with what a loop records, and recording the
+    update norm changed the last bit of Adam's parameters. The second results are left out where
+    they are large and nothing reads them. (To return the updates of a softmax model of 7,850
+    parameters makes a step of Adam 1.3 times as long; without them the rest is fused alike.)
     """
     if form == "inlined":
         return step
@@ -91,54 +94,58 @@ def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., t
     read_step = jax.jit(lambda *args: (separate_step(*args), _read(args)))
 
     def call(*args: PyTree) -> tuple[T, U]:
-        if form == "kernel" and _is_small(separate_step.trace(*args).jaxpr.jaxpr):
-            (results, updates), read = _marked(read_step(*args), KERNEL)
+        if form == "kernel" and _is_small(separate_step.trace(*args).jaxpr.jaxpr, in_loop=True):
+            (always, perhaps), read = _marked(read_step(*args), KERNEL)
         else:
-            (results, updates), read = _marked(separate_step(*args), FUNCTION), ()
-        if sum(x.size for x in jax.tree.leaves(updates)) <= UPDATES:
-            return _computed((results, updates, read))[:2]
-        return _computed((results, read))[0], updates
+            (always, perhaps), read = _marked(separate_step(*args), FUNCTION), ()
+        if sum(x.size for x in jax.tree.leaves(perhaps)) <= KEPT:
+            return _computed((always, perhaps, read))[:2]
+        return _computed((always, read))[0], perhaps
 
     return call
 
 
 def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`jax.jit(fn, **options)` of a loop, one kernel where it is small and runs on a CPU.
+    """`jax.jit(fn, **options)` of a loop, which compiles it for a CPU where it runs on one.
 
-    The loop has a static argument `form`, which is not given by its callers: the form of its step,
-    which depends on the step alone. Other static arguments are given by name. Only a program that
-    is called by itself is marked: in a transformation or another program it cannot be known how
-    large its operations become, and the step is inlined.
+    `fn` has a static argument `form`, the form of its step. This wrapper sets it, from the step
+    alone; callers do not. Other static arguments are given by name.
+
+        the run is small     the run is a kernel, its step a function in it
+        the step is small    the step is a kernel (traced a second time); what is outside of it is
+                             compiled by the kernel's options too, which can take 1.5 times as long
+        otherwise            the step is a function; slow convolutions are reordered
+
+    A run within a transformation or another program is left alone, with its step inlined: it cannot
+    be known how large its operations become.
     """
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
         plain = jax.jit(fn, **options)
 
-        @partial(jax.jit, **options, compiler_options=OPTIONS)
-        @wraps(fn)
-        def with_kernel(*args: P.args, **static: P.kwargs) -> T:
-            return plain(*args, **static)
+        def program(
+            transform: Callable[..., Callable[..., Any]], compiler_options: dict[str, Any]
+        ) -> Callable[..., T]:
+            @partial(jax.jit, **options, compiler_options=compiler_options)
+            @wraps(fn)
+            def transformed(*args: P.args, **static: P.kwargs) -> T:
+                return transform(partial(plain, **static))(*args)
 
-        @partial(jax.jit, **options, compiler_options=OPTIONS)
-        @wraps(fn)
-        def as_kernel(*args: P.args, **static: P.kwargs) -> T:
-            program = jax.jit(lambda *args: (plain(*args, **static), _read(args)))
-            return _computed(_marked(program(*args), KERNEL))[0]
+            return transformed
 
-        @partial(jax.jit, **options)
-        @wraps(fn)
-        def with_reordered(*args: P.args, **static: P.kwargs) -> T:
-            return cpu_convolutions.reordered(partial(plain, **static))(*args)
-
-        ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a program, the best first
+        run_kernel = partial(program(_as_kernel, OPTIONS), form="function")
+        step_kernel = partial(program(lambda run: run, OPTIONS), form="kernel")
+        separate = program(lambda run: run, ALONE)
+        reordered = program(cpu_convolutions.reordered, ALONE)
+        ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a run, the best first
 
         def ways_of(jaxpr: Jaxpr, form: Form) -> list[Callable[..., T]]:
-            slow = cpu_convolutions.are_slow_in(jaxpr)
-            large = partial(with_reordered if slow else plain, form=form)
-            if form == "inlined" or not all(map(_is_small, _separate_steps(jaxpr))):
+            is_slow = cpu_convolutions.are_slow_in(jaxpr)
+            large = partial(reordered if is_slow else separate, form=form)
+            steps = _separate_steps(jaxpr)
+            if form == "inlined" or not all(_is_small(step, in_loop=True) for step in steps):
                 return [large]
-            small = [partial(with_kernel, form="kernel"), large]
-            return [partial(as_kernel, form="function"), *small] if _is_small(jaxpr) else small
+            return [run_kernel] * _is_small(jaxpr) + [step_kernel, large]
 
         @wraps(fn)
         def call(*args: P.args, **static: P.kwargs) -> T:
@@ -146,29 +153,44 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
             if jax.config.jax_disable_jit or not _stand_alone(leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static, form="inlined")
             form = "inlined" if why_off() else "function"
-            key = form, tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
-            if key not in ways:
+            switches = form, cpu_convolutions.why_off() is None
+            key = switches, tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
+            found = ways.get(key)
+            if found is None:
                 if len(ways) >= 100:  # keys hold losses and models alive
-                    ways.clear()
-                ways[key] = ways_of(plain.trace(*args, **static, form=form).jaxpr.jaxpr, form)
-            while True:
+                    ways.pop(next(iter(ways)), None)
+                found = ways_of(plain.trace(*args, **static, form=form).jaxpr.jaxpr, form)
+                ways[key] = found
+            for i, way in enumerate(found):
                 try:
-                    return ways[key][0](*args, **static)
+                    return way(*args, **static)
                 except ValueError as error:
                     # within another program, none of whose arguments is among these
                     if "top-level" not in str(error):
                         raise
                     return plain(*args, **static, form="inlined")
-                except jax.errors.JaxRuntimeError:
-                    # with one way left, or arguments donated, it was no refusal of a kernel
-                    if len(ways[key]) == 1 or any(x.is_deleted() for x in leaves):
+                except jax.errors.JaxRuntimeError as error:
+                    is_donated = any(x.is_deleted() for x in leaves)
+                    if way is found[-1] or is_donated or not _is_refusal(error):
                         raise
-                    ways[key].pop(0)
+                    ways[key] = found[i + 1 :]
+            raise AssertionError("the last way returns or raises")
 
         call.lower = partial(plain.lower, form="inlined")  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether XLA could not compile a kernel; otherwise a callback raised, or memory was short."""
+    message = str(error)
+    return "callback" not in message.lower() and not message.startswith("RESOURCE_EXHAUSTED")
+
+
+def _as_kernel(run: Callable[..., T]) -> Callable[..., T]:
+    program = jax.jit(lambda *args: (run(*args), _read(args)))
+    return lambda *args: _computed(_marked(program(*args), KERNEL))[0]
 
 
 def _marked(results: T, marks: dict[str, str]) -> T:
@@ -239,8 +261,8 @@ def _separate_steps(jaxpr: Jaxpr) -> list[Jaxpr]:
     return [p["jaxpr"].jaxpr for p in found if p.get("name") == "separate_step"]
 
 
-def _is_small(jaxpr: Jaxpr) -> bool:
-    equations = list(_equations(jaxpr))
+def _is_small(jaxpr: Jaxpr, in_loop: bool = False) -> bool:
+    equations = list(_equations(jaxpr, in_loop))
     return len(equations) <= LONGEST and all(_is_small_operation(*found) for found in equations)
 
 

@@ -91,6 +91,9 @@ class Stop(Contract, abc.ABC):
 
     It gets a `Check` at regular steps of `run_until`, or after each epoch of `fit`.
 
+    Attributes with defaults:
+      watches_monitor: it reads `check.monitor`. True.
+
     >>> @jaxsgd.part
     ... class Below(jaxsgd.Stop):
     ...     target: float = jaxsgd.number()
@@ -99,6 +102,8 @@ class Stop(Contract, abc.ABC):
     ...     def update(self, check, state):
     ...         return check.monitor <= self.target, state
     """
+
+    watches_monitor: bool = True
 
     @abc.abstractmethod
     def init(self) -> PyTree:

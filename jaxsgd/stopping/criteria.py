@@ -70,6 +70,7 @@ class SmallGradient(Stop):
     True
     """
 
+    watches_monitor = False
     atol: Number = number(default=1e-6, converter=validation.real())
 
     def init(self) -> tuple[()]:
@@ -93,6 +94,7 @@ class SmallStep(Stop):
     True
     """
 
+    watches_monitor = False
     atol: Number = number(default=1e-6, converter=validation.real())
 
     def init(self) -> tuple[()]:
@@ -205,6 +207,11 @@ class AnyOf(Stop):
 
     def __init__(self, *stops: Stop) -> None:
         set_fields(self, stops=tuple(as_stop(stop, "AnyOf's stop") for stop in stops))
+
+    @property
+    def watches_monitor(self) -> bool:
+        """Whether any of the stops reads the monitor."""
+        return any(stop.watches_monitor for stop in self.stops)
 
     def init(self) -> tuple[PyTree, ...]:
         """The states before the first check."""

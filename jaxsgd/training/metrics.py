@@ -69,11 +69,12 @@ def monitored_entry(
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}, expected 'min' or 'max'")
     names = [*evaluated, "loss"]
+    watches = restore_best or (isinstance(stop, Stop) and stop.watches_monitor)
     if mode == "max" and monitor is None:
         raise ValueError("mode is 'max' without monitor, expected monitor= the entry to maximise")
     if monitor is None:
         monitor = next(name for name in names if name in ("validation_loss", "loss"))
-        if names[0].startswith("validation_") and monitor == "loss" and (stop or restore_best):
+        if names[0].startswith("validation_") and monitor == "loss" and watches:
             raise ValueError(
                 f"monitor: expected one of {', '.join(names)}, got None, and there is no "
                 "validation_loss to watch by default; metrics={'loss': ...} adds one"

@@ -110,16 +110,39 @@ def test_convolutions_within_loops_branches_and_checkpoints():
     chex.assert_trees_all_close(ours.params, theirs.params, rtol=2e-5, atol=1e-6)
 
 
-def test_sweeps_and_chunks():
+def test_all_loops_and_sweeps(monkeypatch):
+    rewritten = []
+    rewrite = cpu_convolutions._rewritten
+    spy = lambda jaxpr: rewritten.append(jaxpr) or rewrite(jaxpr)  # noqa: E731
+    monkeypatch.setattr(cpu_convolutions, "_rewritten", spy)
+
+    def is_rewritten():
+        found = bool(rewritten)
+        rewritten.clear()
+        return found
+
     solver, state, data = started("grouped")
+    own = CASES["grouped"][0]
+    solver = jaxsgd.Solver(
+        jaxsgd.RowsLoss(lambda *args: own(*args)), solver.sampler, solver.rule
+    )  # not compiled before
     whole, _ = jaxsgd.run(solver, state, data, 6)
+    assert is_rewritten()
+    stop = jaxsgd.SmallStep(0.0)
+    jaxsgd.run_until(solver, state, data, stop, max_steps=6, check_every=3)
+    assert is_rewritten()
 
     def final(solver, state, data, rate):
         rule = jaxsgd.Momentum(rate, 0.9)
         return jaxsgd.run(jaxsgd.Solver(solver.gradient, solver.sampler, rule), state, data, 6)[0]
 
     swept = jaxsgd.sweep(final, solver, state, data, over={"rate": [0.01, 0.05]}).value
+    assert is_rewritten()
     chex.assert_trees_all_close(swept.params[1], whole.params, rtol=2e-5, atol=1e-6)
     turns = jaxsgd.chunks(solver, state, data, steps=3)
     next(turns)
+    assert is_rewritten()
     chex.assert_trees_all_equal(next(turns)[0].params, whole.params)
+    monkeypatch.setenv("JAXSGD_CPU_CONVOLUTIONS", "0")
+    jaxsgd.run(solver, state, data, 6)
+    assert not is_rewritten()

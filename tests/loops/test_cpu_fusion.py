@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import jaxsgd
-from jaxsgd.loops import cpu_fusion
+from jaxsgd.loops import cpu_fusion, run
 from tests import table
 
 pytestmark = pytest.mark.skipif(
@@ -95,11 +95,40 @@ def test_transformed_runs_are_not_marked(marks):
     assert marks == []
 
 
-def test_a_run_on_concrete_arguments_within_another_program():
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_run_on_concrete_arguments_within_another_program(is_large):
     """None of its arguments is traced, and still it is no program of its own."""
-    solver, state, data = started(rule=optax.sgd(0.1))
-    within = jax.jit(lambda scale: scale * jaxsgd.run(solver, state, data, 5)[1].loss)(1.0)
-    np.testing.assert_allclose(within, jaxsgd.run(solver, state, data, 5)[1].loss, rtol=1e-5)
+    solver, state, data = started(sorted_loss if is_large else table.loss, rule=optax.sgd(0.1))
+    program = jax.jit(lambda scale: scale * jaxsgd.run(solver, state, data, 5)[1].loss)
+    np.testing.assert_allclose(program(1.0), jaxsgd.run(solver, state, data, 5)[1].loss, rtol=1e-5)
+    assert "inlineable" not in program.lower(1.0).as_text()
+
+
+def test_an_error_of_a_callback_is_raised_at_once():
+    called = []
+
+    def fail(step):
+        called.append(int(step))
+        if step == 3:
+            raise ValueError("the third step")
+
+    record = lambda state, info: jax.debug.callback(fail, state.step, ordered=True)  # noqa: E731
+    fn = lambda: (jax.block_until_ready(jaxsgd.run(*started(), 5, record)), jax.effects_barrier())  # noqa: E731
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the third step"):
+        fn()
+    assert called == [1, 2, 3]
+
+
+def test_aux_that_is_large_and_not_recorded_is_not_computed():
+    loss = lambda params, row: (table.loss(params, row), jnp.sin(jnp.arange(2000) * row[1]))  # noqa: E731
+    solver, state, data = started(jaxsgd.RowLoss(loss, has_aux=True))
+    program = jax.jit(partial(run.scan_steps, windows=3, form="function"), static_argnums=3)
+    kept, plain = (
+        program.lower(solver, state, data, record).compile().as_text()
+        for record in (lambda *seen: seen[1].aux, lambda *seen: ())
+    )
+    assert " sine(" in kept
+    assert " sine(" not in plain
 
 
 def test_long_programs_are_not_marked(marks, monkeypatch):
@@ -168,6 +197,13 @@ def test_xla_compiles_one_kernel(monkeypatch, tmp_path):
 
 
 def test_large_operations_are_not_marked(marks):
+    wide = jnp.ones(2 * cpu_fusion.MOST)
+    loss = jaxsgd.BatchLoss(lambda params, rows, weight: jnp.sum(params**2) * weight[0])
+    solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(8), jaxsgd.SGD(0.1))
+    _, data = table.problem()
+    jaxsgd.run(solver, solver.init(wide, data, key=jax.random.key(0)), data, 3)
+    assert marks == ["function"]
+    marks.clear()
     large = jnp.ones((2 * cpu_fusion.MOST, table.D)), jnp.ones(2 * cpu_fusion.MOST)
     solver, state, data = started(sampler=jaxsgd.FullBatch(), data=large)
     jaxsgd.run(solver, state, data, 3)
@@ -191,7 +227,7 @@ def test_the_environment_turns_it_off(marks, monkeypatch):
 
 
 def test_what_xla_refuses_runs_without_the_mark_and_is_not_tried_again(marks, monkeypatch):
-    monkeypatch.setattr(cpu_fusion, "_is_small", lambda jaxpr: True)
+    monkeypatch.setattr(cpu_fusion, "_is_small", lambda jaxpr, in_loop=False: True)
     solver, state, data = started(sorted_loss)
     _, trace = jaxsgd.run(solver, state, data, 5)
     _, plain = jax.jit(partial(jaxsgd.run, steps=5))(solver, state, data)
