@@ -1,12 +1,10 @@
-"""A small convolutional network (Flax NNX) on 28 x 28 images, beside loops written by hand.
+"""A small convolutional network (Flax NNX) on 28 x 28 images, compared with hand-written loops.
 
     python -m benchmarks.convolutions [--rounds 7]
 
 Contenders take turns; medians over rounds, ratios round by round. Prints Markdown.
 """
 
-import argparse
-import platform
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +16,7 @@ import optax
 from flax import nnx
 
 import jaxsgd
-from benchmarks.turns import report
+from benchmarks.turns import report, rounds_asked
 
 BATCH, STEPS, RATE = 64, 20, 0.05
 
@@ -96,11 +94,7 @@ def ours(data: Any) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), {platform.platform()}, JAX {jax.__version__}")
+    rounds = rounds_asked(__doc__, 7)
     rng = np.random.default_rng(0)
     images = rng.random((6_000, 28, 28, 1), np.float32)
     data = jax.device_put((images, rng.integers(0, 10, 6_000).astype(np.int32)))

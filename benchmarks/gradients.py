@@ -6,8 +6,6 @@ Contenders take turns; medians over rounds, ratios round by round. Prints Markdo
 saga and jaxsgd's run until the objective, in float64, is within 1e-6 of its optimum.
 """
 
-import argparse
-import platform
 import statistics
 import warnings
 from functools import partial
@@ -19,7 +17,7 @@ import optax
 import scipy.optimize
 
 import jaxsgd
-from benchmarks.turns import clock, report
+from benchmarks.turns import clock, report, rounds_asked
 
 STRENGTH, GAP = 1e-3, 1e-6
 
@@ -130,11 +128,7 @@ def logistic(rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), {platform.platform()}, JAX {jax.__version__}")
+    rounds = rounds_asked(__doc__, 9)
     perceptron(rounds)
     table(rounds)
     logistic(rounds)

@@ -5,9 +5,7 @@
 Contenders take turns; medians over rounds, ratios round by round. Prints Markdown.
 """
 
-import argparse
 import math
-import platform
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,7 @@ import optax
 import jaxsgd
 from benchmarks.ours import problem
 from benchmarks.tasks import SEED
-from benchmarks.turns import report
+from benchmarks.turns import report, rounds_asked
 from benchmarks.works import softmax
 
 RULES = {
@@ -60,11 +58,7 @@ def started(task: Any, rule: Any, sampler: Any = None) -> tuple[Any, Any, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), {platform.platform()}, JAX {jax.__version__}")
+    rounds = rounds_asked(__doc__, 15)
     tasks = {
         "linear regression, 1,000 x 1, batch 64": (SEED(200), 3200),
         "softmax regression, 60,000 x 784, batch 64": (softmax(64), 300),

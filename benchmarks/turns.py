@@ -1,5 +1,7 @@
 """Variants of jaxsgd in one process, taking turns: for what has no peer to stand beside."""
 
+import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +14,16 @@ def clock(fn: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(fn())
     return time.perf_counter() - start
+
+
+def rounds_asked(doc: str | None, default: int) -> int:
+    """The option `--rounds` of a benchmark, which prints the machine first."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--rounds", type=int, default=default)
+    rounds = parser.parse_args().rounds
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), {platform.platform()}, JAX {jax.__version__}")
+    return rounds
 
 
 def report(title: str, contenders: dict[str, Callable[[], Any]], steps: int, rounds: int) -> None:

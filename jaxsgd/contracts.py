@@ -98,7 +98,7 @@ def _check_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTre
         check_updates(each, updates, state.params)
         _check_state(each, own, after)
         rate = each.reported_learning_rate(own, after)
-        if rate is not None and not (is_array(rate) and rate.shape == ()):
+        if rate is not None and not (_is_array(rate) and rate.shape == ()):
             raise TypeError(
                 f"{type(each).__name__}.reported_learning_rate returned {_described(rate)}, "
                 "expected a scalar array or None"
@@ -165,7 +165,7 @@ def check_estimate(gradient: Gradient, estimate: object, params: PyTree) -> None
 
 
 def _check_scalar(where: str, loss: object) -> None:
-    if not is_array(loss):
+    if not _is_array(loss):
         raise TypeError(f"{where} returned a loss that is {_described(loss)}, expected a scalar")
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
@@ -239,13 +239,13 @@ def check_rows_in_range(sampler: Sampler, index: ArrayLike, size: int) -> None:
         )
 
 
-def is_array(x: object) -> TypeGuard[jax.Array | np.ndarray | np.generic]:
+def _is_array(x: object) -> TypeGuard[jax.Array | np.ndarray | np.generic]:
     """Whether `x` is an array, or stands for one in a trace."""
     return isinstance(x, jax.Array | np.ndarray | np.generic)
 
 
 def _described(x: object) -> str:
-    return f"an array {x.dtype}{list(x.shape)}" if is_array(x) else f"a {type(x).__name__}"
+    return f"an array {x.dtype}{list(x.shape)}" if _is_array(x) else f"a {type(x).__name__}"
 
 
 def _two(part: object, method: str, result: object, expected: str) -> tuple[PyTree, PyTree]:

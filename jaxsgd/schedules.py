@@ -59,8 +59,11 @@ def rate_at(
       rate: a number, or a schedule.
       count: int32[], the number of steps taken; None in the state of a rule that counts none.
 
+    Returns:
+      The rate (float[]), and `count + 1` (int32[]), or None.
+
     Raises:
-      ValueError: the rate is a schedule, and the count is None.
+      ValueError: the rate is a schedule, and the count is None; or it is several numbers.
 
     >>> [float(x) for x in jaxsgd.rate_at(jaxsgd.InverseTimeDecay(0.5, 1.0), jnp.int32(1))]
     [0.25, 2.0]

@@ -185,7 +185,12 @@ class Solver:
         return after, self.info(state, after, estimate, updates)
 
     def update(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Estimate, PyTree]:
-        """The state after a step, the estimate of loss + penalty's gradient, and the updates."""
+        """`step_at` without the `Info`, which `info` makes of the results.
+
+        Returns:
+          The state after the step; the estimate, whose `grads` are those of loss + penalty, and
+          whose `loss` is that of the batch; and the updates, like params.
+        """
         params = state.params
         if self.sample_weight is not None:
             batch = batch._replace(weight=batch.weight * gather(self.sample_weight, batch.index))

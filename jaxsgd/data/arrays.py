@@ -166,6 +166,10 @@ def as_rows(data: PyTree, name: str = "data") -> Rows:
 
     For custom gradients, whose `data` may be either: `as_rows(data).size` is the number of rows.
 
+    Args:
+      data: a pytree of arrays of shape (n, ...), or `Rows`.
+      name: what messages call the data.
+
     Raises:
       TypeError, ValueError: the pytree is not one of arrays with the same number of rows.
 

@@ -34,6 +34,9 @@ Reduction = Callable[[OfPart, PyTree, PyTree], tuple[PyTree, PyTree]]
 class Rows(abc.ABC):
     """The rows of a run, wherever they lie.
 
+    Custom rows that are computed on the device are a `part` with `shapes` and `take`; those that
+    are read on the host subclass `StreamedRows`. The other methods have defaults.
+
     Attributes with defaults:
       is_streamed: the rows stay on the host, and a host loop brings them to the device. False.
       is_resident: all rows can be read by any operation of a compiled program. False.

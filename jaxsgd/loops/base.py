@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsgd import contracts
 from jaxsgd.core import validation
@@ -40,20 +40,19 @@ def stepping(
 
     def take_step(
         solver: Solver, sampler: Sampler, ahead: Carry, data: PyTree
-    ) -> tuple[tuple[Carry, Estimate], tuple[PyTree, Estimate]]:
+    ) -> tuple[tuple[Carry, Float[Array, ""], PyTree], tuple[PyTree, PyTree, PyTree]]:
         state, (batch, after) = ahead
         rows = solver.rows_of(data) if size is None else BatchRows(data, size)
         state, estimate, updates = solver.update(state._replace(sampler=after), rows, batch)
-        read = estimate._replace(aux=None, noise=None)
-        other = estimate._replace(loss=None, grads=None)
-        return ((state, sampler.update(after)), read), (updates, other)
+        loss, grads, aux, noise = estimate
+        return ((state, sampler.update(after)), loss, grads), (updates, aux, noise)
 
     separate = compiled_as(form, take_step)
 
     def step(ahead: Carry, rows: PyTree = data) -> tuple[Carry, Info]:
         before = ahead[0]
-        (ahead, read), (updates, other) = separate(solver, sampler, ahead, rows)
-        estimate = read._replace(aux=other.aux, noise=other.noise)
+        (ahead, loss, grads), (updates, aux, noise) = separate(solver, sampler, ahead, rows)
+        estimate = Estimate(loss, grads, aux, noise)
         return ahead, solver.info(before, ahead[0], estimate, updates)
 
     return (state, sampler.update(state.sampler)), step

@@ -71,7 +71,7 @@ CALLS = frozenset(
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
-Form = Literal["inlined", "function", "kernel"]  # of a step in a loop; a kernel only if it is small
+Form = Literal["inlined", "function", "kernel"]  # of a step in a loop
 
 
 def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., tuple[T, U]]:
@@ -87,14 +87,14 @@ def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., t
     if form == "inlined":
         return step
 
-    @jax.jit
+    @jax.jit  # `_separate_steps` finds it by its name
     def separate_step(*args: PyTree) -> tuple[T, U]:
         return step(*args)
 
     read_step = jax.jit(lambda *args: (separate_step(*args), _read(args)))
 
     def call(*args: PyTree) -> tuple[T, U]:
-        if form == "kernel" and _is_small(separate_step.trace(*args).jaxpr.jaxpr, in_loop=True):
+        if form == "kernel":
             (always, perhaps), read = _marked(read_step(*args), KERNEL)
         else:
             (always, perhaps), read = _marked(separate_step(*args), FUNCTION), ()

@@ -42,8 +42,8 @@ def run(
       record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
         of it): a function (define it once, not in the call: another object compiles again), or a
         callable pytree. Without it, an `Info` of `step` and `loss`.
-      record_every: keep only the last step of each window of so many steps; what is not recorded
-        is not computed.
+      record_every: keep only the last step of each window of so many steps; norms that are not
+        recorded are not computed.
       remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
         little memory: keep about `2 sqrt(steps // record_every)` states, best where that
         number has a divisor near its root, and compute the steps between them again, instead of

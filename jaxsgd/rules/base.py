@@ -69,7 +69,8 @@ class ScheduledRule(Rule):
     """A rule with one learning rate, a number or a schedule of the `count` in its state.
 
     A custom rule of this kind has a field `learning_rate`, and a state with the field `count`
-    (int32[]): the number of steps taken, which `rate_at` counts.
+    (int32[]): the number of steps taken, which `rate_at` counts. `Info.learning_rate` is the rate
+    at that count.
 
     >>> @jaxsgd.part
     ... class Descent(jaxsgd.ScheduledRule):
