@@ -291,9 +291,9 @@ def check(
 
 def _copy(leaf: ArrayLike) -> Array:
     """A strong-typed copy, so that a state can be donated."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        return jnp.copy(leaf)
-    return strong(jnp.array(leaf, copy=True))
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
+        return strong(jnp.array(leaf, copy=True))
+    return strong(jax.device_put(leaf, may_alias=False))  # `jnp.copy` compiles for each shape
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:

@@ -1,7 +1,9 @@
 """Operations on pytrees of arrays and keys: dtypes of accumulators, norms, devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsgd.core.part import NumberKey
+
+T = TypeVar("T")
 
 
 def accumulator(dtype: DTypeLike) -> np.dtype:
@@ -109,9 +113,27 @@ def as_arguments(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
+_CONVERTED: WeakKeyDictionary[Any, tuple[Hashable, Any]] = WeakKeyDictionary()
+
+
+def part_as_arguments(part: T) -> T:
+    """`as_arguments` of a part, kept while the part lives where nothing can change its leaves."""
+    place = jax.config.jax_enable_x64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    kept, converted = _CONVERTED.get(part, (None, None))
+    if kept == place:
+        return converted
+    converted = as_arguments(part)
+    constant = bool | int | float | np.generic | Array
+    if all(isinstance(x, constant) and not isinstance(x, Tracer) for x in jax.tree.leaves(part)):
+        _CONVERTED[part] = place, converted
+    return converted
+
+
 def _as_argument(path: KeyPath, leaf: object) -> Array | np.ndarray:
-    default = jax.dtypes.canonicalize_dtype(float)
     is_number = bool(path) and isinstance(path[-1], NumberKey)
+    if not is_number and isinstance(leaf, Array) and not getattr(leaf, "weak_type", False):
+        return leaf
+    default = jax.dtypes.canonicalize_dtype(float)
     if isinstance(leaf, Tracer):
         return strong(leaf.astype(default) if is_number else leaf)
     if isinstance(leaf, Array):

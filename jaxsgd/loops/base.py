@@ -11,6 +11,7 @@ from jaxsgd.core import validation
 from jaxsgd.core.records import Batch, Estimate, Info, State
 from jaxsgd.core.trees import select
 from jaxsgd.data.arrays import BatchRows, as_rows
+from jaxsgd.data.base import Rows
 from jaxsgd.loops.cpu_fusion import Form, compiled_as
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.solver import Solver
@@ -75,20 +76,19 @@ def windows_of(steps: int, name: str, every: int, every_name: str) -> int:
     return steps // every
 
 
-def check_state(state: object, data: PyTree) -> None:
-    """Refuse what is not a state, and data without rows."""
+def rows_for(state: object, data: PyTree) -> Rows:
+    """The data as rows; what is not a state is refused."""
     if not isinstance(state, State):
         raise TypeError(
             f"state is of type {type(state).__name__}, expected the State that "
             "solver.init(params, data, key=key) or an earlier run returned"
         )
-    as_rows(data)
+    return as_rows(data)
 
 
 def device_data(state: object, data: PyTree) -> PyTree:
     """The data of a compiled run as its argument; rows on the host are refused."""
-    check_state(state, data)
-    rows = as_rows(data)
+    rows = rows_for(state, data)
     if rows.is_streamed:
         raise TypeError(
             f"data are {data!r}, which stay on the host, expected arrays: a compiled run cannot "

@@ -18,7 +18,7 @@ from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, is_finite, select
 from jaxsgd.data.arrays import as_rows
 from jaxsgd.loops import cpu_fusion
-from jaxsgd.loops.base import Carry, Step, check_state, guarded, stepping
+from jaxsgd.loops.base import Carry, Step, guarded, rows_for, stepping
 from jaxsgd.loops.cpu_fusion import Form
 from jaxsgd.solver import Solver
 
@@ -66,7 +66,7 @@ def chunks(
     (2.0, (20,))
     """
     steps = validation.integer(steps, "steps", 1)
-    check_state(state, data)
+    rows_for(state, data)
     validation.concrete((solver, state, data), "chunks")
     return _chunks(solver, state, data, steps, _Record(as_optional_callable(record, "record")))
 

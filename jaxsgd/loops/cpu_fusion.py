@@ -18,6 +18,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -139,7 +140,11 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
         reordered = program(cpu_convolutions.reordered, ALONE)
         ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a run, the best first
 
-        def ways_of(jaxpr: Jaxpr, form: Form) -> list[Callable[..., T]]:
+        def ways_of(leaves: list[Array], args: Any, static: Any) -> list[Callable[..., T]]:
+            if not all(map(_is_on_one_cpu, leaves)):
+                return [partial(plain, form="inlined")]
+            form: Form = "inlined" if why_off() else "function"
+            jaxpr = plain.trace(*args, **static, form=form).jaxpr.jaxpr
             is_slow = cpu_convolutions.are_slow_in(jaxpr)
             large = partial(reordered if is_slow else separate, form=form)
             steps = _separate_steps(jaxpr)
@@ -150,17 +155,15 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @wraps(fn)
         def call(*args: P.args, **static: P.kwargs) -> T:
             leaves, tree = jax.tree.flatten(args)
-            if jax.config.jax_disable_jit or not _stand_alone(leaves):  # pyright: ignore[reportAttributeAccessIssue]
+            if jax.config.jax_disable_jit or any(isinstance(x, Tracer) for x in leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static, form="inlined")
-            form = "inlined" if why_off() else "function"
-            switches = form, cpu_convolutions.why_off() is None
-            key = switches, tree, *static.items(), *((x.shape, x.dtype) for x in leaves)
+            switches = why_off() is None, cpu_convolutions.why_off() is None
+            key = switches, tree, *static.items(), *map(_kind, leaves)
             found = ways.get(key)
             if found is None:
                 if len(ways) >= 100:  # keys hold losses and models alive
                     ways.pop(next(iter(ways)), None)
-                found = ways_of(plain.trace(*args, **static, form=form).jaxpr.jaxpr, form)
-                ways[key] = found
+                found = ways[key] = ways_of(leaves, args, static)
             for i, way in enumerate(found):
                 try:
                     return way(*args, **static)
@@ -226,21 +229,17 @@ def why_off() -> str | None:
     return None
 
 
-def _stand_alone(leaves: list[Array]) -> bool:
-    """Whether a program called with these is a program of its own, on one CPU."""
-    return all(
-        not isinstance(x, Tracer)
-        and x.size > 0
-        and (
-            _is_key(x) or (x.dtype.name in DTYPES and _is_on_a_cpu(x))
-        )  # a key's place is slow to ask
-        for x in leaves
-    )
+def _kind(x: Array) -> Hashable:
+    """What a program is compiled for. The place of a key, which is slow to ask, is left out."""
+    dtype = x.dtype
+    return x.shape, dtype, x.sharding if isinstance(dtype, np.dtype) else None
 
 
-def _is_on_a_cpu(x: Array) -> bool:
-    devices = x.sharding.device_set
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+def _is_on_one_cpu(x: Array) -> bool:
+    """Whether an argument can be one of a kernel."""
+    devices = x.devices()
+    is_there = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    return is_there and x.size > 0 and (_is_key(x) or x.dtype.name in DTYPES)
 
 
 def _is_key(x: Any) -> bool:

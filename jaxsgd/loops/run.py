@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable
 from jaxsgd.core.records import Batch, Info, State
-from jaxsgd.core.trees import as_arguments, keys_of, words_of
+from jaxsgd.core.trees import as_arguments, keys_of, part_as_arguments, words_of
 from jaxsgd.loops import cpu_fusion
 from jaxsgd.loops.base import Carry, device_data, stepping, windows_of
 from jaxsgd.loops.cpu_fusion import Form
@@ -68,8 +68,8 @@ def run(
     steps = validation.integer(steps, "steps", 0)
     windows = windows_of(steps, "steps", record_every, "record_every")
     data = device_data(state, data)
-    record = as_optional_callable(record, "record")
-    args = as_arguments((solver, state, data, record))
+    state, record = as_arguments((state, as_optional_callable(record, "record")))
+    args = part_as_arguments(solver), state, data, record
     return _run(*args, windows=windows, every=record_every, remat=bool(remat))
 
 

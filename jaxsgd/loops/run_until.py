@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_optional_callable
 from jaxsgd.core.records import State
-from jaxsgd.core.trees import as_arguments, strong
+from jaxsgd.core.trees import as_arguments, part_as_arguments, strong
 from jaxsgd.loops import cpu_fusion
 from jaxsgd.loops.base import Carry, device_data, guarded, stepping, windows_of
 from jaxsgd.loops.cpu_fusion import Form
@@ -68,8 +68,9 @@ def run_until(
     max_steps = validation.integer(max_steps, "max_steps", 1)
     windows = windows_of(max_steps, "max_steps", check_every, "check_every")
     data = device_data(state, data)
-    args = (solver, state, data, as_stop(stop), as_optional_callable(monitor, "monitor"))
-    return _run_until(*as_arguments(args), windows=windows, every=check_every)
+    state, monitor = as_arguments((state, as_optional_callable(monitor, "monitor")))
+    args = part_as_arguments(solver), state, data, part_as_arguments(as_stop(stop)), monitor
+    return _run_until(*args, windows=windows, every=check_every)
 
 
 class _Watch(NamedTuple):
