@@ -1,18 +1,22 @@
-# make run: train on the handwritten digits.  make test: lint, types and the whole suite.
+# make run: train on the handwritten digits.
+# make test: lint, types and the quick tests.  make test-all: the same, then the tests that are slow, need other libraries, or compare bits.
 # make docs: the documentation, into site/; any warning fails.  make docs-serve: the same at http://127.0.0.1:8000, rebuilt on each change.
 # make bench: jaxsgd beside its peers, about half an hour.  All create their environment first; only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test bench docs docs-serve check format clean
+.PHONY: run test test-all bench docs docs-serve check format clean
 
 run: $(VENV)/.run
 	$(BIN)/jaxsgd fit digits
 
 test: check
-	$(BIN)/python -m pytest --quick
-	$(BIN)/python -m pytest --dist worksteal tests/test_laws.py tests/data/test_host.py tests/loops/test_run.py tests/loops/test_same_bits.py
+	$(BIN)/python -m pytest --group quick
+
+test-all: $(VENV)/.test-all test
+	$(BIN)/python -m pytest --group slow
+	$(BIN)/python -m pytest --group bits --dist worksteal
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -49,6 +53,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.test-all: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test-all]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/bin/python pyproject.toml

@@ -14,7 +14,7 @@ import pytest
 import jaxsgd
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, PAGES = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 MODULES = [
     m.name for m in pkgutil.walk_packages(jaxsgd.__path__, "jaxsgd.") if "__main__" not in m.name
 ]
@@ -79,7 +79,12 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    # the pages use libraries of the extra test-all
+    [README, *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES)],
+    ids=lambda page: page.stem,
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries
 def test_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -180,6 +180,7 @@ def test_a_constant_rate_hovers_at_a_floor_decaying_rates_and_averages_go_below_
     np.testing.assert_allclose(slope, -1, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", [1, 4, 16, 64])
 def test_the_variance_of_a_batchs_gradient_falls_as_the_formulas_say(b):
     n, keys = len(TARGETS), jax.random.split(jax.random.key(1), 20_000)

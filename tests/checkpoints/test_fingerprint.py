@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import jaxsgd
 from jaxsgd.checkpoints.fingerprint import Fingerprint, difference, fingerprint
@@ -62,6 +61,12 @@ class Config:
         return f"Config(width={self.width})"
 
 
+def flax_layer(width):
+    from flax import nnx  # of the extra test-all
+
+    return nnx.split(nnx.Linear(width, 3, rngs=nnx.Rngs(0)))
+
+
 def everything():
     """A tree of all that a fingerprint describes."""
     solvers = {name: solver for name, (solver, _) in table.all_solvers().items()}
@@ -76,7 +81,7 @@ def everything():
         "custom": jax.nn.relu,
         "optax": jaxsgd.Solver(table.loss, jaxsgd.Shuffled(8), optax.adam(0.1)),
         "equinox": eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(0)),
-        "flax": nnx.split(nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
+        "flax": flax_layer(2),
         "config": Config(3),
         "key": jax.random.key(7, impl="rbg"),
         "array": np.arange(300.0),
@@ -84,6 +89,7 @@ def everything():
     }
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process():
     here = fingerprint(everything(), "all")
     program = (
@@ -150,7 +156,7 @@ def test_a_difference_is_named(saved, given, message):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda width: nnx.split(nnx.Linear(width, 3, rngs=nnx.Rngs(0)))[0],
+        pytest.param(lambda width: flax_layer(width)[0], marks=pytest.mark.slow),
         lambda width: eqx.nn.Linear(3, 3, use_bias=width == 2, key=jax.random.key(0)),
         lambda width: (lambda x: x) if width == 2 else Scaled,
     ],

@@ -38,6 +38,7 @@ def same(one, other):
         np.testing.assert_array_equal(one.history[name], other.history[name])
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
     random.seed(0)
     folder, cache = tmp_path / "killed", str(tmp_path / "cache")

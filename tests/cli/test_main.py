@@ -248,6 +248,7 @@ def test_a_diverged_run_says_so_and_keeps_the_last_finite_parameters(here, capsy
         assert np.isfinite(model["params_1"]).all()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(here):
     command = [
         sys.executable,

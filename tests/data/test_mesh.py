@@ -228,6 +228,7 @@ def test_what_does_not_fit_a_mesh_is_refused_in_a_sentence(problem, ragged):
     assert not jnp.isfinite(solver.step_at(state, rows, backwards)[1].loss)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_their_own_halves(tmp_path, ragged):
     params, data = ragged
     with socket.socket() as free:

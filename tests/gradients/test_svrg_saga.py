@@ -87,6 +87,7 @@ def states():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_over_a_samplers_keys_the_mean_gradient_is_the_full_one(name, states):
     data, sampler = small(), SAMPLERS[name]
@@ -307,6 +308,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "size", "gradient", "sampler"), CASES)
 def test_logistic_regression_converges_linearly_at_the_constant_rate(
     problems, problem, size, gradient, sampler
@@ -328,6 +330,7 @@ def test_a_plain_gradient_of_the_same_rate_stays_far_off(problems):
     assert gap(problems, breast_cancer, state.params) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["saga linear", "svrg"])
 def test_the_variance_of_the_estimate_vanishes_along_a_run(name):
     """At the start, and after 100 epochs: the standard deviation falls by 1e4, in float32."""
@@ -535,6 +538,7 @@ def test_smoothness_is_what_eigenvalues_say():
         jaxsgd.diagnostics.Smoothness(1.0, -1.0, 5)
 
 
+@pytest.mark.slow
 def test_small_changes_of_many_rows_are_not_lost():
     """The mean is summed with what rounding kept: else it stands still, and SAGA ends elsewhere."""
     n = 200_000

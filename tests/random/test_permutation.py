@@ -215,6 +215,7 @@ def related_keys():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_every_permutation_of_a_few_rows_is_equally_likely(size):
     none = jnp.zeros(200 * factorial(5), int)
@@ -227,6 +228,7 @@ def test_every_permutation_of_a_few_rows_is_equally_likely(size):
         assert scipy.stats.chisquare(counts).pvalue > 1e-3, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "source"), MANY)
 def test_fixed_points(size, source):
     count = (many(size, source) == np.arange(size)).sum(1)
@@ -235,6 +237,7 @@ def test_fixed_points(size, source):
     assert_standard_normal((np.mean((count - 1) ** 2) - 1) * np.sqrt(KEYS / 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "source"), MANY)
 def test_inversions(size, source):
     rows = many(size, source)[:400].astype(np.int16)
@@ -246,6 +249,7 @@ def test_inversions(size, source):
     assert_standard_normal((np.mean(z**2) - 1) * np.sqrt(len(z) / 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "source"), MANY)
 def test_each_row_is_equally_likely_at_each_position(size, source):
     bins = 20
@@ -257,6 +261,7 @@ def test_each_row_is_equally_likely_at_each_position(size, source):
     assert_chi_square(counts, expected, (size - 1) * (bins - 1), (size - 1) / size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "source"), MANY)
 def test_adjacent_rows_keep_no_distance(size, source):
     step = np.diff(many(size, source), axis=1)
@@ -269,6 +274,7 @@ def test_adjacent_rows_keep_no_distance(size, source):
     assert_standard_normal((successions.mean() - mean) * np.sqrt(KEYS / variance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "source"), MANY)
 def test_neighbouring_keys_and_epochs_are_unrelated(size, source):
     rows = many(size, source)
@@ -294,6 +300,7 @@ def squared_error(w, row):
     return (x @ w - y) ** 2
 
 
+@pytest.mark.slow
 def test_final_losses_are_distributed_as_with_a_sorted_shuffle():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, D)).astype(np.float32)

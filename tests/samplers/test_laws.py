@@ -64,6 +64,7 @@ def test_update_and_batch_agree_and_the_same_key_repeats(name):
         assert drawn.index.max() < table.N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "b"),
     [

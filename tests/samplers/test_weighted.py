@@ -53,6 +53,7 @@ def uneven(n):
     return np.random.default_rng(n).lognormal(0, 4, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "probabilities",
     [
@@ -90,6 +91,7 @@ def test_the_words_are_shared_out_whole(probabilities):
     np.testing.assert_allclose(batch.weight, expected, rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_as_often_as_their_probabilities_say():
     probabilities = np.random.default_rng(0).uniform(0.1, 2, 500)
     index, _ = drawn(jaxsgd.ImportanceSampled(probabilities, 1000), range(200))
@@ -183,6 +185,7 @@ STRATA = {  # labels, batch size, proportions
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATA)
 def test_classes_have_their_parts_of_each_batch(name):
     labels, size, proportions = STRATA[name]
@@ -263,6 +266,7 @@ def test_first_places_are_those_of_python_integers(steps):
     assert places == [(int(turn) * stride + phase) % steps for turn in turns]
 
 
+@pytest.mark.slow
 def test_the_phase_is_random_in_keys_and_epochs():
     place = lambda key, epoch: stratified._first_place(key, epoch, jnp.int32(0), 10)  # noqa: E731
     epochs = jax.jit(jax.vmap(place, (None, 0)))(KEY, jnp.arange(10_000))
@@ -273,6 +277,7 @@ def test_the_phase_is_random_in_keys_and_epochs():
         assert_chi_square(pairs, np.full(100, 99.99))
 
 
+@pytest.mark.slow
 def test_no_two_shuffles_of_a_size_are_alike():
     """Those of two classes, of one after the other epoch, and of a class that begins anew."""
 
@@ -316,6 +321,7 @@ def test_arguments_that_make_no_strata_are_refused(monkeypatch):
 # each row on its own
 
 
+@pytest.mark.slow
 def test_each_set_of_rows_is_as_likely_as_independent_rows_make_it():
     n, rate, count = 6, 0.35, 40_000
     sampler = jaxsgd.Poisson(rate, capacity=n, size=n)
@@ -336,6 +342,7 @@ def test_each_set_of_rows_is_as_likely_as_independent_rows_make_it():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "rate"), [(1000, 0.03), (60, 0.9)])
 def test_the_number_of_rows_is_binomial_and_rows_are_alike(n, rate):
     count, capacity = 5000, min(n, 64)
@@ -497,6 +504,7 @@ def test_batches_that_are_none_are_refused():
     solver(fixed([[0, 19]])).init(params, data, key=KEY)
 
 
+@pytest.mark.slow
 def test_rows_of_any_residue_are_as_likely_in_large_data():
     """Above 2**24 a float32 tells multiples of 2 only: gaps are blocks and a remainder."""
     sampler = jaxsgd.Poisson(8 / 1e8, capacity=12, size=10**8)
