@@ -1,7 +1,7 @@
 # make run: train on the handwritten digits.
 # make test: lint, types and the quick tests.  make test-all: the same, then the tests that are slow, need other libraries, or compare bits.
 # make docs: the documentation, into site/; any warning fails.  make docs-serve: the same at http://127.0.0.1:8000, rebuilt on each change.
-# make bench: jaxsgd beside its peers, about half an hour.  All create their environment first; only Python 3.11 or newer and make are needed.
+# make bench: jaxsgd beside its peers, about an hour.  All create their environment first; only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -36,6 +36,8 @@ docs-serve: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.libraries
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.convolutions

@@ -2,23 +2,21 @@
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from benchmarks import contest, report
 from benchmarks.works import WORKS
 
-PACKAGES = ("jax", "optax", "numpy", "torch", "keras", "scikit-learn")
+PACKAGES = ("jax", "optax", "numpy", "numba", "torch", "keras", "scikit-learn", "grain")
 
 
 def about(device: str) -> dict[str, str]:
     """The machine and the versions."""
-    told = {"device": device, "processor": processor(), "system": platform.system(),
+    told = {"device": device, "processor": report.processor(), "system": platform.system(),
             "Python": platform.python_version()}  # fmt: skip
     for package in PACKAGES:
         try:
@@ -26,13 +24,6 @@ def about(device: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return told
-
-
-def processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} x {[*names, platform.processor(), platform.machine()][0]}"
 
 
 def say(words: str) -> None:
@@ -45,10 +36,13 @@ def main() -> int:
         prog="python -m benchmarks",
         description="jaxsgd beside what a user would pick instead. Each contender is a process of\n"
         "its own; they take turns, do the same work, and must reach the same objective.\n"
-        "Tables, pictures and all measurements are written to benchmarks/results.",
+        "Tables, pictures and all measurements are written to benchmarks/results, into a folder\n"
+        "for each processor or accelerator.",
         epilog="works, each a few minutes:\n"
         + "\n".join(f"  {name:18}{work.title}" for name, work in WORKS.items())
-        + "\n\nwithout peers: python -m benchmarks.steps, .streaming, .devices",
+        + "\n\nwhat holds a step: python -m benchmarks.limits"
+        + "\nothers: python -m benchmarks.convolutions, .libraries, .steps, .gradients, .streaming,"
+        + "\n.devices",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("works", nargs="*", metavar="WORK", help="which (all, if none is named)")
@@ -59,12 +53,13 @@ def main() -> int:
     if options.readme:
         if options.works or options.no_write:
             parser.error("--readme goes alone: it only writes the README's table anew")
-        missing = [name for name, _ in report.HIGHLIGHTS if name not in report.load("cpu")]
+        path = report.folder("cpu")
+        missing = [name for name, _ in report.HIGHLIGHTS if name not in report.load(path)]
         if missing:
             parser.error(
                 f"there are no results of {missing[0]} yet: python -m benchmarks {missing[0]}"
             )
-        report.write_readme()
+        report.write_readme(path)
         return 0
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}, expected at least 1")
@@ -72,7 +67,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no work is named {unknown[0]!r}; there are {', '.join(WORKS)}")
 
-    command = [sys.executable, "-m", "benchmarks.limits"]
+    command = [sys.executable, "-m", "benchmarks.machine"]
     machine = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     device = machine.pop("device")
     is_fine = True
@@ -89,8 +84,8 @@ def main() -> int:
             is_fine &= not any("failed" in told for told in cases[case].values())
         entry = {"about": about(device), "machine": machine, "cases": cases}
         if not options.no_write:
-            stem = device.split(":")[0]
-            report.save(report.load(stem) | {work: entry}, stem, [work])
+            path = report.folder(device)
+            report.save(report.load(path) | {work: entry}, path, [work])
     print(f"\nMeasured on {device}. {report.INTRODUCTION}")
     return 0 if is_fine else 1
 

@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "JAX_TRACEBACK_FILTERING": "off",  # so that an error's last line tells it
 }
 SEEDS = 50  # at most, of the first contender, by whose spread all are judged
-PATIENCE = 10.0  # seconds of rounds after which a contender has been heard
+PATIENCE = 4.0  # seconds of rounds after which a contender has been heard
 
 
 class Failed(Exception):

@@ -25,7 +25,11 @@ def fit(task: Training, data: Any) -> Callable[[int], Any]:
         [keras.Input((task.features,)), *one_hidden, keras.layers.Dense(task.classes)]
     )
     kind = "logistic" if task.model == "logistic" else task.model.replace("mlp", "softmax")
-    model.compile(keras.optimizers.SGD(task.rate), LOSSES[kind](**options))
+    model.compile(
+        keras.optimizers.SGD(task.rate),
+        LOSSES[kind](**options),
+        steps_per_execution=min(64, task.steps_per_epoch),  # as fast as more, 2.3 x as fast as 1
+    )
     target = y[:, None] if task.classes == 1 else y
 
     def prepare(seed: int) -> Any:

@@ -1,42 +1,147 @@
-"""The machine's limits, measured in the same run: a large copy, a large matrix product.
+"""What holds a step: its bytes and operations, its random rows, its products of matrices.
 
-Prints a line of JSON: the device, bytes and operations a second, the best of several turns.
+    python -m benchmarks.limits [--rounds 7]
+
+All take turns in one process; medians over rounds. Writes a table into the results of this machine.
 """
 
-import json
-import time
+import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-COPY, SIDE = 2**26, 4096  # float32: 256 MiB, read and written
+from benchmarks import ours, report
+from benchmarks.machine import machine
+from benchmarks.tasks import Training
+from benchmarks.turns import clock, rounds_asked
+from benchmarks.works import WORKS
+
+Part = tuple[Callable[[], Any], int]  # what runs, and for how many steps that is
+# a case, and what holds it
+CASES = {
+    ("seed", ""): "arithmetic: 64 rows hashed to their places and read from a cache, in one kernel",
+    ("airfoil-like", "10"): "the fixed work of a step: the order of its rows, its record",
+    ("two-class", "1"): "cache misses: a row is 4 lines of memory that no prefetcher foresees",
+    ("two-class", "32"): "cache misses, as above",
+    ("softmax", "10"): "XLA's overhead, of about 30 operations",
+    ("softmax", "64"): "random rows, and products with a side of 10, which reuse few numbers",
+    ("softmax", "256"): "the same; rows that one core gathered are read by the other",
+    ("softmax", "60000"): "bytes: all rows are read in both passes",
+    ("mlp", ""): "products",
+}
+HEADS = [
+    "case", "jaxsgd", "bytes", "operations", "random rows", "products", "rows and products",
+    "what holds it",
+]  # fmt: skip
+INTRODUCTION = """Made by `python -m benchmarks.limits`, all in one process, in microseconds a step:
+jaxsgd; what a copy of as many bytes and a large product of as many multiplications would take;
+random rows gathered alone, many at once; the products of matrices of both passes alone, over rows
+in a cache; rows and products in one scan, without losses, biases and the order of the rows. An
+operation of XLA that does next to nothing takes {overhead:.2f} us in a scan; a run that is one
+kernel has no such overhead."""
 
 
-def fastest(fn: Callable[[], Any], turns: int = 7) -> float:
-    jax.block_until_ready(fn())
-    seconds = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        jax.block_until_ready(fn())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def whole(task: Training, data: Any) -> Part:
+    return ours.shuffled(task, data)(0), task.steps
+
+
+def random_rows(task: Training, data: Any) -> Part:
+    """As many at once as a cache holds."""
+    many = max(task.batch, 2**16 // task.features // task.batch * task.batch)
+    times = max(2, 2**18 // many)
+    order = np.random.default_rng(0).integers(0, task.rows, (times, many), np.int32)
+
+    @jax.jit
+    def gather(data: Any, order: Any) -> Any:
+        take = lambda index: jax.tree.map(lambda x: rows_at(x, index), data)  # noqa: E731
+        return jax.lax.scan(lambda _, index: (take(index), None), take(order[0]), order)[0]
+
+    return partial(gather, data, jnp.asarray(order)), times * many // task.batch
+
+
+def rows_at(x: Any, index: Any) -> Any:
+    return x.at[index].get(mode="promise_in_bounds")
+
+
+def products(task: Training, data: Any, gathered: bool) -> Part:
+    """Of the first rows, or of rows in a random order."""
+    times = 5 if task.batch > 10_000 else min(2_000, task.rows // task.batch)
+    order = np.random.default_rng(0).permutation(task.rows)[: times * task.batch]
+    order = order.reshape(times, -1).astype(np.int32) if gathered else None
+    weights = [jnp.asarray(w.T) for w, _ in task.start()]
+
+    @jax.jit
+    def multiply(weights: Any, x: Any, order: Any) -> Any:
+        def step(weights: Any, index: Any) -> Any:
+            inputs = [x if index is None else rows_at(x, index)]
+            for w in weights:
+                inputs.append(inputs[-1] @ w.T)
+            delta, after = inputs.pop(), []
+            for w, z in zip(reversed(weights), reversed(inputs), strict=True):
+                after.append(w - 1e-9 * (delta.T @ z))
+                delta = delta @ w
+            return after[::-1], None
+
+        return jax.lax.scan(step, weights, order, length=times)[0]
+
+    return partial(multiply, weights, data[0] if gathered else data[0][: task.batch], order), times
+
+
+def overhead() -> Part:
+    """A scan of tiny operations, none of which XLA fuses with another."""
+    times, count = 1_000, 20
+
+    @jax.jit
+    def chain(x: Any) -> Any:
+        def step(x: Any, _: Any) -> Any:
+            for _ in range(count):
+                x = jax.lax.sort(-x)
+            return x, None
+
+        return jax.lax.scan(step, x, length=times)[0]
+
+    return partial(chain, jnp.ones(4)), times * count
+
+
+def in_turns(parts: dict[str, Part], rounds: int) -> dict[str, float]:
+    """Microseconds a step."""
+    for fn, _ in parts.values():
+        clock(fn)
+    times = [[1e6 * clock(fn) / steps for fn, steps in parts.values()] for _ in range(rounds)]
+    return dict(zip(parts, map(statistics.median, zip(*times, strict=True)), strict=True))
 
 
 def main() -> None:
-    device = jax.devices()[0]
-    # in place: fresh memory would be counted with its page faults
-    negate = jax.jit(lambda x: -x, donate_argnums=0)
-    held = [jnp.ones(COPY)]
-    matrix = jnp.ones((SIDE, SIDE))
-    product = jax.jit(jnp.matmul)
-    rates = {
-        "device": f"{device.platform}: {device.device_kind}".removesuffix(": cpu"),
-        "bandwidth": 8 * COPY / fastest(lambda: held.append(negate(held.pop())) or held[0]),
-        "rate": 2 * SIDE**3 / fastest(lambda: product(matrix, matrix), 3),
-    }
-    print(json.dumps(rates))
+    rounds = rounds_asked(__doc__, 7)
+    able = machine()
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    for (work, case), reason in CASES.items():
+        task = WORKS[work].cases[case]
+        data = jax.device_put(task.data())
+        parts = {"jaxsgd": whole(task, data)}
+        if task.batch < task.rows:
+            parts["random rows"] = random_rows(task, data)
+        if task.classes > 1:
+            parts["products"] = products(task, data, False)
+        if task.classes > 1 and task.batch < task.rows:
+            parts["rows and products"] = products(task, data, True)
+        moved, multiplied = task.counts
+        found = {
+            "bytes": 1e6 * moved / able["bandwidth"],
+            "operations": 1e6 * multiplied / able["rate"],
+        }
+        found |= in_turns(parts, rounds)
+        title = WORKS[work].title.split(", an epoch")[0] + (f", batch {case}" if case else "")
+        cells = [report.short(found[head]) if head in found else "" for head in HEADS[1:-1]]
+        lines.append(f"| {title} | {' | '.join(cells)} | {reason} |")
+        print(lines[-1], flush=True)
+    each = in_turns({"overhead": overhead()}, rounds)
+    text = "\n\n".join(("# Limits", INTRODUCTION.format(**each), "\n".join(lines)))
+    (report.folder(able["device"]) / "limits.md").write_text(f"{text}\n")
 
 
 if __name__ == "__main__":

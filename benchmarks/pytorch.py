@@ -1,4 +1,4 @@
-"""PyTorch: its DataLoader, tuned, and many runs by `torch.func`."""
+"""PyTorch: its DataLoader, tuned, compiled, and many runs by `torch.func`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,9 +36,14 @@ def cost_of(task: Training) -> Callable[[Any, Any], Any]:
     return F.binary_cross_entropy_with_logits if task.classes == 1 else F.cross_entropy
 
 
+def linears(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+
+
 def layers(model: torch.nn.Module) -> Any:
-    found = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    return [(m.weight.detach().cpu().numpy().T, m.bias.detach().cpu().numpy()) for m in found]
+    return [
+        (m.weight.detach().cpu().numpy().T, m.bias.detach().cpu().numpy()) for m in linears(model)
+    ]
 
 
 def loader(task: Training, data: Any) -> Callable[[int], Any]:
@@ -97,6 +102,45 @@ def tuned(task: Training, data: Any, threads: int | None = None) -> Callable[[in
 one_thread = partial(tuned, threads=1)
 
 
+def compiled(task: Training, data: Any) -> Callable[[int], Any]:
+    """`tuned`, its step one program of `torch.compile`; that of a short last batch is another."""
+    (x, y), cost = (t.to(DEVICE) for t in tensors(task, data)), cost_of(task)
+
+    def loss(params: Any, rows: Any, targets: Any) -> Any:
+        z = rows
+        for i, (w, b) in enumerate(params):
+            z = F.linear(F.relu(z) if i else z, w, b)
+        return cost(z, targets)
+
+    @torch.compile(dynamic=False)
+    def step(params: Any, rows: Any, targets: Any) -> None:
+        for (w, b), (dw, db) in zip(
+            params, torch.func.grad(loss)(params, rows, targets), strict=True
+        ):
+            w.sub_(dw, alpha=task.rate)
+            b.sub_(db, alpha=task.rate)
+
+    def prepare(seed: int) -> Any:
+        torch.manual_seed(seed)
+        params = [
+            (m.weight.detach().clone(), m.bias.detach().clone()) for m in linears(model_of(task))
+        ]
+
+        @torch.no_grad()
+        def go() -> Any:
+            for _ in range(task.epochs):
+                if task.batch == task.rows:
+                    step(params, x, y)
+                    continue
+                for index in torch.randperm(task.rows, device=DEVICE).split(task.batch):
+                    step(params, x[index], y[index])
+            return [(w.cpu().numpy().T, b.cpu().numpy()) for w, b in params]
+
+        return go
+
+    return prepare
+
+
 def func(task: Grid, data: Any) -> Callable[[int], Any]:
     """All runs at once by `torch.func`; the rates of a seed share its rows."""
     one, cost = task.one, cost_of(task.one)
@@ -109,6 +153,12 @@ def func(task: Grid, data: Any) -> Callable[[int], Any]:
     slopes = torch.func.grad(loss, (0, 1))
     over_rates = torch.func.vmap(torch.func.vmap(slopes, (0, 0, 0, 0)), (0, 0, None, None))
 
+    @torch.compile(dynamic=False)
+    def step(w: Any, b: Any, rows: Any, targets: Any) -> None:
+        dw, db = over_rates(w, b, rows, targets)
+        w.sub_(rate * dw)
+        b.sub_(rate[..., 0] * db)
+
     def prepare(seed: int) -> Any:
         torch.manual_seed(seed)
         shape = task.rates, task.seeds
@@ -119,9 +169,7 @@ def func(task: Grid, data: Any) -> Callable[[int], Any]:
             for _ in range(one.epochs):
                 order = torch.rand(task.seeds, one.rows, device=DEVICE).argsort(1)
                 for index in order.split(one.batch, 1):
-                    dw, db = over_rates(w, b, x[index], y[index])
-                    w.sub_(rate * dw)
-                    b.sub_(rate[..., 0] * db)
+                    step(w, b, x[index], y[index])
             return [(w.flatten(0, 1).cpu().numpy(), b.flatten(0, 1).cpu().numpy())]
 
         return go

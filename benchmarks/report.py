@@ -1,6 +1,9 @@
 """From measurements to tables, pictures and the README's table."""
 
 import json
+import os
+import platform
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ README = Path(__file__).parent.parent / "README.md"
 MARKS = "<!-- from benchmarks/results, by python -m benchmarks --readme -->", "<!-- end -->"
 INTRODUCTION = """Made by `python -m benchmarks`. Contenders of a case take turns; times are medians
 over the rounds, ratios medians of the rounds' ratios to the first contender. A first call prepares,
-traces, compiles and runs. The limit is what a step must move and multiply over what this machine
+traces, compiles and runs; no time and no ratio includes it, except those of `start`, which are of
+whole processes. The limit is what a step must move and multiply over what this machine
 copies and multiplies; where data stay in a cache it can be passed. The bare scan takes the steps
 alone, over batches gathered beforehand, each operation a task of XLA's: a run that is compiled as
 one kernel can pass it."""
@@ -21,15 +25,41 @@ HIGHLIGHTS = (
     ("two-class", "8"), ("softmax", "64"), ("softmax", "60000"), ("mlp", ""), ("sweep-lines", ""),
     ("sweep-softmax", ""), ("shuffle", "1e6"), ("start", ""),
 )  # fmt: skip
-COLUMNS = (
-    ("JAX by hand", "scan"), ("JAX by hand", "Optax"), ("JAX by hand", "jax.random"),
-    ("NumPy", "NumPy"), ("PyTorch", "PyTorch"), ("PyTorch", "torch."),
-)  # fmt: skip
-BRIEF = {
-    "Optax in a hand-written scan": "Optax in a scan",
-    "jitted Optax step fed from NumPy": "Optax step",
-    "hand-written scan under `jax.vmap`": "scan under `vmap`",
-    "permutation": "",
+# the README's columns: of these contenders, the fastest one
+COLUMNS: dict[str, dict[str, str]] = {
+    "your loop": {
+        "Optax in a scan": "scan",
+        "jitted Optax step": "step",
+        "scan under `jax.vmap`": "`vmap`",
+        "`jax.random.permutation`": "",
+        "Optax in a scan, cold": "scan",
+    },
+    "your loop, tuned by an expert": {
+        "Optax in a scan, tuned": "scan",
+        "jitted Optax step, tuned": "step",
+        "jitted Optax step fed by grain": "grain",
+        "scan under `jax.vmap`, tuned": "`vmap`",
+        "Optax in a scan, tuned, cold": "scan",
+    },
+    "NumPy, Numba": {
+        "NumPy loop": "NumPy",
+        "Numba loop": "Numba",
+        "NumPy, run after run": "NumPy",
+        "NumPy permutation": "NumPy",
+        "NumPy loop, cold": "NumPy",
+    },
+    "PyTorch": {
+        "PyTorch DataLoader": "DataLoader",
+        "PyTorch tuned, 1 thread": "tuned",
+        "PyTorch tuned, all threads": "tuned",
+        "PyTorch tuned, `torch.compile`": "compiled",
+        "PyTorch, `torch.func`": "compiled",
+        "`torch.randperm`": "",
+        "PyTorch DataLoader, cold": "DataLoader",
+        "PyTorch tuned, cold": "tuned",
+    },
+    "Keras": {"Keras 3 on JAX": ""},
+    "scikit-learn": {"scikit-learn": ""},
 }
 SCALES = {"us": 1e6, "ms": 1e3, "ns": 1e9, "s": 1.0}
 
@@ -95,15 +125,15 @@ def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]
     return "\n".join(lines)
 
 
-def markdown(results: dict[str, Any], stem: str) -> str:
-    parts = ["# Benchmarks", INTRODUCTION]
+def markdown(results: dict[str, Any]) -> str:
+    parts = ["# Benchmarks", INTRODUCTION, "What holds a step is in [limits.md](limits.md)."]
     for work, entry in results.items():
         machine = entry["machine"]
         told = ", ".join(f"{k} {v}" for k, v in entry["about"].items())
         parts += [
             f"## {work}: {WORKS[work].title}",
             f"{told}; {machine['bandwidth'] / 1e9:.1f} GB/s, {machine['rate'] / 1e9:,.0f} GFLOP/s",
-            f"![{work}]({stem}-{work}.png)",
+            f"![{work}]({work}.png)",
         ]
         for case, found in entry["cases"].items():
             if case:
@@ -189,54 +219,71 @@ def lines(ax: Any, work: str, entry: dict[str, Any]) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
 
 
-def save(results: dict[str, Any], stem: str, works: list[str]) -> None:
+def processor() -> str:
+    """How many cores of which kind."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {[*names, platform.processor(), platform.machine()][0]}"
+
+
+def folder(device: str) -> Path:
+    """Where the results of this machine are: of its processor, or of its accelerator."""
+    name = processor() if device.startswith("cpu") else device
+    name = re.sub(r"\((r|tm)\)|@.*", "", name.lower())
+    path = RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save(results: dict[str, Any], path: Path, works: list[str]) -> None:
     """All measurements as JSON and Markdown, and the pictures of some works."""
-    RESULTS.mkdir(exist_ok=True)
     results = {work: results[work] for work in WORKS if work in results}
-    (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / f"{stem}.md").write_text(markdown(results, stem))
+    (path / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (path / "README.md").write_text(markdown(results))
     for work in works:
-        picture(work, results[work], RESULTS / f"{stem}-{work}.png")
+        picture(work, results[work], path / f"{work}.png")
 
 
-def load(stem: str) -> dict[str, Any]:
-    path = RESULTS / f"{stem}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def load(path: Path) -> dict[str, Any]:
+    file = path / "results.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def readme_table(results: dict[str, Any]) -> str:
-    """What the README tells: jaxsgd's figure, and how many times as long others take."""
-    heads = "work", "jaxsgd", "JAX by hand", "NumPy", "PyTorch", "others"
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+def readme_text(path: Path) -> str:
+    """What the README tells: jaxsgd's figure, and how many times as long the others take."""
+    results = load(path)
+    heads = "work", "jaxsgd", *COLUMNS
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    fastest: list[tuple[float, str, str]] = []  # the fastest peer of each row
     for work, case in HIGHLIGHTS:
-        found = results[work]["cases"][case]
-        first, *others = found
         this = WORKS[work]
-        columns: dict[str, list[str]] = {head: [] for head in heads[2:]}
-        for name in others:
-            if not is_fine(found[name]):
-                continue
-            place = next((head for head, words in COLUMNS if words in name), heads[-1])
-            columns[place].append(f"{short(found[name]['ratio'])} x {brief(name)}".strip())
+        found = {n: t for n, t in results[work]["cases"][case].items() if is_fine(t)}
         title = this.title + (f", {this.axis} {case}" if case else "")
-        value = f"{short(steady(work, case, found[first]))} {this.unit}"
-        cells = title, value, *(", ".join(told) for told in columns.values())
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells, peers = [], []
+        for names in COLUMNS.values():
+            here = [(found[n]["ratio"], n, label) for n, label in names.items() if n in found]
+            ratio, name, label = min(here, default=(0.0, "", ""))
+            cells.append(f"{short(ratio)} x {label}".strip() if here else "")
+            peers += [(ratio, name, title)] * bool(here)
+        value = f"{short(steady(work, case, found[this.contenders[0]]))} {this.unit}"
+        lines.append(f"| {title} | {value} | {' | '.join(cells)} |")
+        fastest.append(min(peers))
+    (low, loser, where), (high, winner, there) = min(fastest), max(fastest)
+    about = results[HIGHLIGHTS[0][0]]["about"]
+    versions = f"{about['processor']}, float32, JAX {about['jax']}"
+    return f"""{versions}. The second column is jaxsgd's time.
+The others say how many times as long each library takes in its fastest form; below 1 it is faster
+than jaxsgd. Compilation is in the last row alone. Beside the fastest peer of each row, jaxsgd does
+worst in "{where}" ({loser}: {short(low)} x) and best in "{there}" ({winner}: {short(high)} x).
+[All tables and pictures](benchmarks/results/{path.name}/README.md), with compile times, first
+calls and memory; [what holds each step](benchmarks/results/{path.name}/limits.md).
+
+{chr(10).join(lines)}"""
 
 
-def brief(name: str) -> str:
-    """A contender's name in the column of its library."""
-    if name in BRIEF:
-        return BRIEF[name]
-    for words in ("PyTorch, ", "PyTorch ", ", cold", "NumPy loop", "NumPy, ", "NumPy "):
-        name = name.replace(words, "")
-    return BRIEF.get(name, name)
-
-
-def write_readme(stem: str = "cpu") -> None:
+def write_readme(path: Path) -> None:
     text = README.read_text()
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    body = readme_table(load(stem))
-    README.write_text(f"{before}{MARKS[0]}\n\n{body}\n\n{MARKS[1]}{after}")
+    README.write_text(f"{before}{MARKS[0]}\n\n{readme_text(path)}\n\n{MARKS[1]}{after}")
