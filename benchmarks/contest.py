@@ -122,7 +122,8 @@ def judged(found: dict[str, Any], others: list[float]) -> dict[str, Any]:
         if "seconds" not in told or "seconds" not in reference:
             continue
         pairs = zip(told["seconds"], reference["seconds"], strict=False)
-        told["ratio"] = statistics.median(mine / first for mine, first in pairs)
+        ratios = [mine / first for mine, first in pairs]
+        told["ratio"], told["range"] = statistics.median(ratios), (min(ratios), max(ratios))
         seen = [*reference["objective"], *others]
         expected, spread = statistics.median(seen), max(seen) - min(seen)
         found_one = statistics.median(told["objective"])

@@ -1,4 +1,4 @@
-"""What the machine can do, measured in the same run: a large copy, a large matrix product.
+"""What the machine can do: negate a large array in place, multiply large matrices.
 
 As a program it prints them as a line of JSON.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-COPY, SIDE = 2**26, 4096  # float32: 256 MiB, read and written
+NUMBERS, SIDE = 2**26, 4096  # float32: 256 MiB, read and written
 
 
 def fastest(fn: Callable[[], Any], turns: int = 7) -> float:
@@ -29,12 +29,12 @@ def machine() -> dict[str, Any]:
     device = jax.devices()[0]
     # in place: fresh memory would be counted with its page faults
     negate = jax.jit(lambda x: -x, donate_argnums=0)
-    held = [jnp.ones(COPY)]
+    held = [jnp.ones(NUMBERS)]
     matrix = jnp.ones((SIDE, SIDE))
     product = jax.jit(jnp.matmul)
     return {
         "device": f"{device.platform}: {device.device_kind}".removesuffix(": cpu"),
-        "bandwidth": 8 * COPY / fastest(lambda: held.append(negate(held.pop())) or held[0]),
+        "bandwidth": 8 * NUMBERS / fastest(lambda: held.append(negate(held.pop())) or held[0]),
         "rate": 2 * SIDE**3 / fastest(lambda: product(matrix, matrix), 3),
     }
 

@@ -28,7 +28,10 @@ def loop(task: Training, data: Any) -> Callable[[int], Any]:
     return prepare
 
 
-@numba.njit(fastmath=True)
+ONE, TWO = np.float32(1), np.float32(2)  # Python's numbers would make all float64
+
+
+@numba.njit(fastmath=True, error_model="numpy")
 def train(x: Any, y: Any, orders: Any, batch: int, rate: Any, linear: bool) -> Any:
     rows, features = x.shape
     w, b = np.zeros(features, np.float32), np.float32(0)
@@ -41,7 +44,7 @@ def train(x: Any, y: Any, orders: Any, batch: int, rate: Any, linear: bool) -> A
                 z = b
                 for j in range(features):
                     z += w[j] * x[i, j]
-                delta = 2 * (z - y[i]) if linear else 1 / (1 + np.exp(-z)) - y[i]
+                delta = TWO * (z - y[i]) if linear else ONE / (ONE + np.exp(-z)) - y[i]
                 db += delta
                 for j in range(features):
                     dw[j] += delta * x[i, j]

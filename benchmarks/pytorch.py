@@ -113,7 +113,8 @@ def compiled(task: Training, data: Any) -> Callable[[int], Any]:
         return cost(z, targets)
 
     @torch.compile(dynamic=False)
-    def step(params: Any, rows: Any, targets: Any) -> None:
+    def step(params: Any, index: Any) -> None:
+        rows, targets = (x, y) if index is None else (x[index], y[index])
         for (w, b), (dw, db) in zip(
             params, torch.func.grad(loss)(params, rows, targets), strict=True
         ):
@@ -130,10 +131,10 @@ def compiled(task: Training, data: Any) -> Callable[[int], Any]:
         def go() -> Any:
             for _ in range(task.epochs):
                 if task.batch == task.rows:
-                    step(params, x, y)
+                    step(params, None)
                     continue
                 for index in torch.randperm(task.rows, device=DEVICE).split(task.batch):
-                    step(params, x[index], y[index])
+                    step(params, index)
             return [(w.cpu().numpy().T, b.cpu().numpy()) for w, b in params]
 
         return go
@@ -154,8 +155,8 @@ def func(task: Grid, data: Any) -> Callable[[int], Any]:
     over_rates = torch.func.vmap(torch.func.vmap(slopes, (0, 0, 0, 0)), (0, 0, None, None))
 
     @torch.compile(dynamic=False)
-    def step(w: Any, b: Any, rows: Any, targets: Any) -> None:
-        dw, db = over_rates(w, b, rows, targets)
+    def step(w: Any, b: Any, index: Any) -> None:
+        dw, db = over_rates(w, b, x[index], y[index])
         w.sub_(rate * dw)
         b.sub_(rate[..., 0] * db)
 
@@ -167,9 +168,10 @@ def func(task: Grid, data: Any) -> Callable[[int], Any]:
 
         def go() -> Any:
             for _ in range(one.epochs):
-                order = torch.rand(task.seeds, one.rows, device=DEVICE).argsort(1)
+                each = [torch.randperm(one.rows, device=DEVICE) for _ in range(task.seeds)]
+                order = torch.stack(each)
                 for index in order.split(one.batch, 1):
-                    step(w, b, x[index], y[index])
+                    step(w, b, index)
             return [(w.flatten(0, 1).cpu().numpy(), b.flatten(0, 1).cpu().numpy())]
 
         return go

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 MARKS = "<!-- from benchmarks/results, by python -m benchmarks --readme -->", "<!-- end -->"
 INTRODUCTION = """Made by `python -m benchmarks`. Contenders of a case take turns; times are medians
-over the rounds, ratios medians of the rounds' ratios to the first contender. A first call prepares,
-traces, compiles and runs; no time and no ratio includes it, except those of `start`, which are of
-whole processes. The limit is what a step must move and multiply over what this machine
-copies and multiplies; where data stay in a cache it can be passed. The bare scan takes the steps
-alone, over batches gathered beforehand, each operation a task of XLA's: a run that is compiled as
-one kernel can pass it."""
+over the rounds, ratios medians of the rounds' ratios to the first contender, with their range where
+it includes 1. A slow contender has fewer rounds, at least one. A first call prepares, traces,
+compiles and runs; no time and no ratio includes it, except those of `start`, which are of whole
+processes. The limit is what a step must move and multiply over what this machine moves (negating a
+large array in place) and multiplies; where data stay in a cache it can be passed. The bare scan
+takes the steps alone, over batches gathered beforehand, each operation a task of XLA's: a run that
+is compiled as one kernel can pass it."""
 HIGHLIGHTS = (
     ("seed", ""), ("airfoil-like", "1"), ("airfoil-like", "100"), ("two-class", "1"),
     ("two-class", "8"), ("softmax", "64"), ("softmax", "60000"), ("mlp", ""), ("sweep-lines", ""),
@@ -36,6 +38,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "your loop, tuned by an expert": {
         "Optax in a scan, tuned": "scan",
+        "Optax in a scan, tuned, rows gathered before": "scan, rows gathered before",
         "jitted Optax step, tuned": "step",
         "jitted Optax step fed by grain": "grain",
         "scan under `jax.vmap`, tuned": "`vmap`",
@@ -74,7 +77,7 @@ def units(work: str, case: str) -> float:
 
 
 def limit(work: str, case: str, machine: dict[str, float]) -> tuple[float, str] | None:
-    """The seconds that a step cannot go below, and what holds it: bytes or operations."""
+    """The seconds of a step's bytes or operations on this machine, whichever takes longer."""
     counts = WORKS[work].cases[case].counts
     if counts is None:
         return None
@@ -100,8 +103,15 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def ratio(told: dict[str, Any]) -> str:
+    """The median of the rounds' ratios, and where it is not sure which is faster, their range."""
+    low, high = told["range"]
+    told_range = f" ({short(low)} to {short(high)})" if low < 1 < high else ""
+    return f"{short(told['ratio'])}{told_range}"
+
+
 def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]) -> str:
-    heads = WORKS[work].unit, "ratio", "compile, s", "first call, s", "peak MiB", "objective"
+    heads = WORKS[work].unit, "ratio", "XLA compile, s", "first call, s", "peak MiB", "objective"
     lines = [f"| contender | {' | '.join(heads)} |", "|---|---|---|---|---|---|---|"]
     for name, told in found.items():
         if "cannot" in told or "seconds" not in told:
@@ -110,7 +120,7 @@ def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]
             continue
         cells = [
             short(steady(work, case, told)),
-            short(told["ratio"]) if "ratio" in told else "",
+            ratio(told) if "ratio" in told else "",
             f"{told['compile']:.2f}" if told["compile"] else "",
             f"{told['first']:.2f}",
             f"{told['memory']:,.0f}",
@@ -223,21 +233,23 @@ def processor() -> str:
     """How many cores of which kind."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} x {[*names, platform.processor(), platform.machine()][0]}"
+    told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    # a virtual machine may hide the name, but not the model
+    name = f"{told['model name']}, model {told['model']}" if "model name" in told else ""
+    name = name or platform.processor() or platform.machine()
+    return f"{os.cpu_count()} x {name}"
 
 
 def folder(device: str) -> Path:
     """Where the results of this machine are: of its processor, or of its accelerator."""
     name = processor() if device.startswith("cpu") else device
     name = re.sub(r"\((r|tm)\)|@.*", "", name.lower())
-    path = RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def save(results: dict[str, Any], path: Path, works: list[str]) -> None:
     """All measurements as JSON and Markdown, and the pictures of some works."""
+    path.mkdir(parents=True, exist_ok=True)
     results = {work: results[work] for work in WORKS if work in results}
     (path / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (path / "README.md").write_text(markdown(results))
@@ -263,23 +275,24 @@ def readme_text(path: Path) -> str:
         cells, peers = [], []
         for names in COLUMNS.values():
             here = [(found[n]["ratio"], n, label) for n, label in names.items() if n in found]
-            ratio, name, label = min(here, default=(0.0, "", ""))
-            cells.append(f"{short(ratio)} x {label}".strip() if here else "")
-            peers += [(ratio, name, title)] * bool(here)
+            fast, name, label = min(here, default=(0.0, "", ""))
+            cells.append(f"{ratio(found[name])} x {label}".strip() if here else "")
+            peers += [(fast, name, title)] * bool(here)
         value = f"{short(steady(work, case, found[this.contenders[0]]))} {this.unit}"
         lines.append(f"| {title} | {value} | {' | '.join(cells)} |")
         fastest.append(min(peers))
     (low, loser, where), (high, winner, there) = min(fastest), max(fastest)
     about = results[HIGHLIGHTS[0][0]]["about"]
     versions = f"{about['processor']}, float32, JAX {about['jax']}"
-    return f"""{versions}. The second column is jaxsgd's time.
-The others say how many times as long each library takes in its fastest form; below 1 it is faster
-than jaxsgd. Compilation is in the last row alone. Beside the fastest peer of each row, jaxsgd does
-worst in "{where}" ({loser}: {short(low)} x) and best in "{there}" ({winner}: {short(high)} x).
-[All tables and pictures](benchmarks/results/{path.name}/README.md), with compile times, first
-calls and memory; [what holds each step](benchmarks/results/{path.name}/limits.md).
-
-{chr(10).join(lines)}"""
+    words = f"""{versions}. The second column is jaxsgd's time. The others say how many times as
+long each library takes in its fastest form: below 1 it is faster than jaxsgd, and a range of ratios is
+given where the rounds do not agree which is. Compilation is in the last row alone. Beside the
+fastest peer of each row, jaxsgd does worst in "{where}" ({loser}: {short(low)} x) and best in
+"{there}" ({winner}: {short(high)} x). [All tables and
+pictures](benchmarks/results/{path.name}/README.md), with compile times, first calls and memory;
+[what holds each step](benchmarks/results/{path.name}/limits.md)."""
+    paragraph = textwrap.fill(" ".join(words.split()), 100, break_on_hyphens=False)
+    return "\n".join((paragraph, "", *lines))
 
 
 def write_readme(path: Path) -> None:

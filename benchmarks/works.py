@@ -11,6 +11,7 @@ TRAINERS = {
     "jaxsgd, `Sequential`": "ours:sequential",
     "Optax in a scan": "handwritten:optax_scan",
     "Optax in a scan, tuned": "tuned:scan",
+    "Optax in a scan, tuned, rows gathered before": "tuned:gathered_scan",
     "jitted Optax step": "handwritten:optax_step",
     "jitted Optax step, tuned": "tuned:step",
     "jitted Optax step fed by grain": "tuned:grain",
@@ -92,7 +93,7 @@ WORKS = {
     "two-class": Work(
         "logistic regression, 100,000 x 50, an epoch",
         by_batch(lambda b: Training("logistic", 100_000, 50, b, 1, 0.01), 1, 8, 32),
-        [*list(TRAINERS)[:4], "Numba loop", "scikit-learn", *BARE],
+        [*list(TRAINERS)[:5], "Numba loop", "scikit-learn", *BARE],
         axis="batch",
         unit="ns a row",
     ),

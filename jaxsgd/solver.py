@@ -291,7 +291,7 @@ def check(
 
 def _copy(leaf: ArrayLike) -> Array:
     """A strong-typed copy, so that a state can be donated."""
-    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
         return strong(jnp.array(leaf, copy=True))
     return strong(jax.device_put(leaf, may_alias=False))  # `jnp.copy` compiles for each shape
 

@@ -76,6 +76,8 @@ def pytest_runtest_setup(item):
 
 def _group(path):
     """The group of all tests of a file, or None where their marks say it."""
+    if not path.is_relative_to(ROOT):
+        return None
     name = path.relative_to(ROOT).with_suffix("").as_posix()
     return "bits" if name in BITS_FILES else "slow" if name in SLOW_FILES else None
 

@@ -1,9 +1,8 @@
 """Operations on pytrees of arrays and keys: dtypes of accumulators, norms, devices."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.tree_util import KeyPath
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxsgd.core.part import NumberKey
+from jaxsgd.core.part import NumberKey, set_fields
 
 T = TypeVar("T")
 
@@ -113,19 +112,17 @@ def as_arguments(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-_CONVERTED: WeakKeyDictionary[Any, tuple[Hashable, Any]] = WeakKeyDictionary()
-
-
 def part_as_arguments(part: T) -> T:
-    """`as_arguments` of a part, kept while the part lives where nothing can change its leaves."""
+    """`as_arguments` of a part, kept in it where nothing can change its leaves."""
     place = jax.config.jax_enable_x64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    kept, converted = _CONVERTED.get(part, (None, None))
+    kept, converted = vars(part).get("_arguments", (None, None))
     if kept == place:
         return converted
     converted = as_arguments(part)
     constant = bool | int | float | np.generic | Array
-    if all(isinstance(x, constant) and not isinstance(x, Tracer) for x in jax.tree.leaves(part)):
-        _CONVERTED[part] = place, converted
+    leaves = jax.tree.leaves((part, converted))  # within a trace these are its own
+    if all(isinstance(x, constant) and not isinstance(x, Tracer) for x in leaves):
+        set_fields(part, _arguments=(place, converted))
     return converted
 
 

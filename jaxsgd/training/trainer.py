@@ -20,7 +20,7 @@ from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
 from jaxsgd.checkpoints.orbax import checkpoints, restore, save
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
-from jaxsgd.core.trees import as_arguments
+from jaxsgd.core.trees import as_arguments, strong
 from jaxsgd.data.arrays import as_rows
 from jaxsgd.evaluation import means_over
 from jaxsgd.loops.chunks import ChunkResult, advances
@@ -259,4 +259,5 @@ def _record_norms(state: State, info: Info, batch: Batch) -> tuple[Array, ...]:
 
 @jax.jit
 def _update_stop(stop: Stop, check: Check, memory: PyTree) -> tuple[Int[Array, ""], PyTree]:
-    return check_stop(stop, check, memory)
+    code, memory = check_stop(stop, check, memory)
+    return code, jax.tree.map(strong, memory)
