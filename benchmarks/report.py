@@ -285,10 +285,10 @@ def readme_text(path: Path) -> str:
     about = results[HIGHLIGHTS[0][0]]["about"]
     versions = f"{about['processor']}, float32, JAX {about['jax']}"
     words = f"""{versions}. The second column is jaxsgd's time. The others say how many times as
-long each library takes in its fastest form: below 1 it is faster than jaxsgd, and a range of ratios is
-given where the rounds do not agree which is. Compilation is in the last row alone. Beside the
-fastest peer of each row, jaxsgd does worst in "{where}" ({loser}: {short(low)} x) and best in
-"{there}" ({winner}: {short(high)} x). [All tables and
+long each library takes in its fastest form: below 1 it is faster than jaxsgd, and a range of
+ratios is given where the rounds do not agree which is. Compilation is in the last row alone.
+Beside the fastest peer of each row, jaxsgd does worst in "{where}" ({loser}: {short(low)} x) and
+best in "{there}" ({winner}: {short(high)} x). [All tables and
 pictures](benchmarks/results/{path.name}/README.md), with compile times, first calls and memory;
 [what holds each step](benchmarks/results/{path.name}/limits.md)."""
     paragraph = textwrap.fill(" ".join(words.split()), 100, break_on_hyphens=False)
