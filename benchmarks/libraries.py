@@ -33,7 +33,8 @@ STEPS = 2_000  # of the posterior, each over all rows
 
 def flow() -> dict[str, Callable[[], Any]]:
     key = jax.random.key(0)
-    x = jax.random.normal(key, (ROWS, 4)) ** 3
+    x = jax.random.normal(key, (ROWS, 4))
+    x = x + 0.3 * x[:, ::-1] ** 2
     base = Normal(jnp.zeros(4))
     model = masked_autoregressive_flow(key, base_dist=base, flow_layers=4, nn_width=32)
     is_fixed = lambda leaf: isinstance(leaf, paramax.NonTrainable)  # noqa: E731
