@@ -72,7 +72,7 @@ def epochs_of(task: Training, gathered: bool = False) -> Callable[..., Any]:
             return jax.lax.scan(lambda p, i: (step(p, rows_at(i)), None), params, index)
 
         def epoch(params: Any, order: Any) -> Any:
-            if order is None:
+            if task.batch == task.rows:
                 return step(params, data), None
             params, _ = steps(params, order[:whole])
             return (step(params, rows_at(order[whole:])) if whole < task.rows else params), None
@@ -168,7 +168,10 @@ def vmapped_scan(task: Grid, data: Any) -> Callable[[int], Any]:
         rng = np.random.default_rng(seed)
 
         def go() -> Any:
-            each = np.stack([orders(task.one, rng) for _ in range(task.seeds)])
+            none = np.zeros((task.one.epochs, 0), np.int32)
+            each = np.stack(
+                [none if (o := orders(task.one, rng)) is None else o for _ in range(task.seeds)]
+            )
             params = grid(start, data, rate, each)
             return layers(task.one, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params))
 

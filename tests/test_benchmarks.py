@@ -11,6 +11,7 @@ from benchmarks import contest, report
 from benchmarks.tasks import Cannot, Grid, Training
 from benchmarks.works import BARE, CONTENDERS, SWEEPS, TRAINERS, WORKS
 
+pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's compiler warns of its own code
 INSTALLED = [name for name in TRAINERS | BARE if name != "Keras 3 on JAX"]
 
 
