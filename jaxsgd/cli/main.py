@@ -4,13 +4,16 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxsgd import plots, problems
 from jaxsgd.cli import options
@@ -30,6 +33,7 @@ from jaxsgd.cli.task import (
     task_for,
 )
 from jaxsgd.core import validation
+from jaxsgd.diagnostics.smoothness import estimate_smoothness
 from jaxsgd.evaluation import evaluate
 from jaxsgd.models import Linear, weights_only
 from jaxsgd.penalties import L2, ElasticNet
@@ -92,9 +96,10 @@ def _fit(args: argparse.Namespace) -> int:
     if args.l1 and any(spec.startswith("gradient") for spec in args.stop):
         raise ValueError("--l1 has no gradient at 0 for --stop gradient: use --stop step")
     out.mkdir(parents=True, exist_ok=True)
+    start = task.model.init(init_key)
     result = fit(
         task,
-        task.model.init(init_key),
+        start,
         rows.train,
         key=fit_key,
         sampler=sampler,
@@ -105,6 +110,8 @@ def _fit(args: argparse.Namespace) -> int:
         metrics=metrics,
         stop=stop,
     )
+    if (reason := _divergence(task, start, result, rows)) is not None:
+        return _diverged(args, task, start, result, rows, out, reason)
     files = _write(out, result, rows, task, args.model, f"{name}, {args.model}, {args.rule}")
     print(f"files         {', '.join(map(str, files))}")
     print("rule         ", re.sub(r"<function (\w+) at \w+>", r"\1", repr(rule)))
@@ -112,6 +119,51 @@ def _fit(args: argparse.Namespace) -> int:
     if result.reason in EXITS:
         return say(f"{result.message}; kept in {out}", EXITS[result.reason])
     return 0
+
+
+def _divergence(task: Task, start: PyTree, result: Result, rows: Rows) -> str | None:
+    """How a run diverged, or None: a loss far above that of the start is divergence too."""
+    after = float(evaluate(task, result.params, rows.train))
+    if result.reason == Reason.DIVERGED:
+        step, what = int(result.state.step) + 1, "loss" if not np.isfinite(after) else "gradient"
+        return f"at step {step} the {what} was not finite"
+    before = float(evaluate(task, start, rows.train))
+    if after <= 1e3 * (before + 1):
+        return None
+    return f"the train loss is {after:.3g}, {before:.3g} before the first step"
+
+
+def _diverged(
+    args: argparse.Namespace,
+    task: Task,
+    start: PyTree,
+    result: Result,
+    rows: Rows,
+    out: Path,
+    reason: str,
+) -> int:
+    """Write the history alone, under a name of its own; what an earlier run made stays."""
+    path = out / "diverged-history.csv"
+    with _renamed(out) as folder:
+        _write_history(result, folder / path.name)
+    message = f"diverged: {reason}. Only {path} was written"
+    if args.learning_rate is not None:
+        rate = args.learning_rate / 10
+        if args.rule in ("sgd", "momentum", "nesterov"):
+            key = jax.random.key(args.seed)
+            curvature = float(estimate_smoothness(task, start, rows.train, key=key).row)
+            rate = min(rate, 1 / curvature if curvature > 0 else rate)
+        message += f"; try --learning-rate {rate:.1g}"
+    return say(message, EXITS[Reason.DIVERGED])
+
+
+@contextmanager
+def _renamed(out: Path) -> Iterator[Path]:
+    """A folder whose files are moved into `out` at the end, all or, if there is an error, none."""
+    with TemporaryDirectory(prefix=".jaxsgd-", dir=out) as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).iterdir()):
+            file.replace(out / file.name)
 
 
 def _table(args: argparse.Namespace) -> tuple[Table, str]:
@@ -159,19 +211,24 @@ def _label(task: Task, rows: Rows) -> str:
 
 def _write(out: Path, result: Result, rows: Rows, task: Task, spec: str, title: str) -> list[Path]:
     """The model, the history and, if an epoch was run, its picture."""
+    has_picture = len(result.history["epoch"]) > 0
+    with _renamed(out) as folder:
+        save(folder / "model.npz", result.params, rows, spec, task.loss)
+        _write_history(result, folder / "history.csv")
+        if has_picture:
+            ax = plots.learning_curve(result.history, label=_label(task, rows))
+            ax.set_title(title)
+            _save_figure(ax, folder / "learning_curve.png")
+    if not has_picture:
+        (out / "learning_curve.png").unlink(missing_ok=True)  # an earlier run's
+    names = ("model.npz", "history.csv", "learning_curve.png")
+    return [out / name for name in names[: 2 + has_picture]]
+
+
+def _write_history(result: Result, path: Path) -> None:
     import pandas
 
-    files = [out / "model.npz", out / "history.csv"]
-    save(files[0], result.params, rows, spec, task.loss)
-    pandas.DataFrame(result.history).to_csv(files[1], index=False)
-    picture = out / "learning_curve.png"
-    if not len(result.history["epoch"]):
-        picture.unlink(missing_ok=True)  # an earlier run's
-        return files
-    ax = plots.learning_curve(result.history, label=_label(task, rows))
-    ax.set_title(title)
-    _save_figure(ax, picture)
-    return [*files, picture]
+    pandas.DataFrame(result.history).to_csv(path, index=False)
 
 
 def _save_figure(ax: "Axes", path: Path) -> None:
@@ -247,11 +304,12 @@ def _sweep(args: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - began
     files = [out / "sweep.csv", out / "sweep.png"]
-    found.runs.to_frame().to_csv(files[0], index=False)
     score = f"{'train' if rows.held_out is None else 'held out'} {_label(task, rows)}"
-    ax, fixed_values = found.plot(score)
-    ax.set_title(f"{name}, {args.model}, {rule}{fixed_values}")
-    _save_figure(ax, files[1])
+    with _renamed(out) as folder:
+        found.runs.to_frame().to_csv(folder / "sweep.csv", index=False)
+        ax, fixed_values = found.plot(score)
+        ax.set_title(f"{name}, {args.model}, {rule}{fixed_values}")
+        _save_figure(ax, folder / "sweep.png")
     print(f"files         {', '.join(map(str, files))}")
     _report_data(rows)
     fixed = [f"{k} = {v[0]:g}" for k, v in swept.items() if v and len(v) == 1]

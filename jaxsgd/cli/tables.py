@@ -18,7 +18,7 @@ class Table(NamedTuple):
     """Rows of numbers, and the target to be predicted."""
 
     names: list[str]
-    features: np.ndarray  # float32[n, d]
+    features: np.ndarray  # float64[n, d], each within the range of float32
     target: np.ndarray | None  # [n], as read: numbers, booleans or text
 
 
@@ -110,7 +110,10 @@ def _complete(file: Path, name: str, column: np.ndarray) -> np.ndarray:
 
 
 def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
-    """A column as float32[n], or a refusal that names the column and the line."""
+    """A column as float64[n], or a refusal that names the column and the line.
+
+    It stays in float64 until it is standardised: float32 does not tell timestamps apart.
+    """
     _complete(file, name, column)
     if column.dtype.kind not in "biuf":
         for row, value in enumerate(column.tolist()):
@@ -123,15 +126,14 @@ def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
                 ) from None
         column = column.astype(np.float64)
     with np.errstate(over="ignore"):  # reported below, with its line
-        values = column.astype(np.float32)
-    infinite = ~np.isfinite(values)
+        infinite = ~np.isfinite(column.astype(np.float32))
     if infinite.any():
         row = int(infinite.argmax())
         raise ValueError(
             f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected "
             "a finite 32-bit number"
         )
-    return values
+    return column.astype(np.float64)
 
 
 def _line(file: Path, row: int) -> str:
