@@ -45,9 +45,16 @@ def fingerprint(tree: PyTree, name: str, *, with_values: bool = True) -> Fingerp
     return result
 
 
-def difference(saved: dict[str, str], given: dict[str, str]) -> str | None:
-    """The first difference of two fingerprints, as `<path>: expected X, got Y`."""
+def difference(
+    saved: dict[str, str], given: dict[str, str], ignored: tuple[str, ...] = ()
+) -> str | None:
+    """The first difference of two fingerprints, as `<path>: expected X, got Y`.
+
+    Paths that begin with one of `ignored` are not compared.
+    """
     for name in {**saved, **given}:
+        if name.startswith(ignored):
+            continue
         expected, got = saved.get(name, "nothing"), given.get(name, "nothing")
         if expected != got:
             return f"{name}: expected {expected}, got {got}"

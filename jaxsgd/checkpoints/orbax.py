@@ -145,6 +145,22 @@ def restore(
     >>> jaxsgd.restore("own loop", like=start)
     {'losses': array([0.5 , 0.25]), 'params': Array([1., 1.], dtype=float32)}
     """
+    return restored(path, like, of, tag)
+
+
+def restored(
+    path: str | PathLike[str],
+    like: PyTree,
+    of: PyTree = None,
+    tag: str | None = None,
+    *,
+    ignored: tuple[str, ...] = (),
+    way_out: str = "",
+) -> PyTree:
+    """`restore`, without comparing what begins with one of `ignored` in the fingerprint of `of`.
+
+    The message of a refusal ends with `way_out`.
+    """
     check_tag(tag)
     folder = checked_folder(path)
     ocp = _orbax()
@@ -161,11 +177,11 @@ def restore(
             message = f"{newest} is incomplete or damaged and was skipped: {reason}"
             warnings.warn(message, stacklevel=2)
             continue
-        different = _difference(about, like, of, tag)
+        different = _difference(about, like, of, tag, ignored)
         if different is not None:
             raise ValueError(
                 f"{newest} was saved by another run: {different}. Use another folder for another "
-                "run."
+                f"run.{way_out}"
             )
         return _placed(like, arrays, about["keys"])
     raise ValueError(
@@ -185,6 +201,8 @@ def _number(path: Path) -> int:
 
 def checked_folder(path: str | PathLike[str]) -> Path:
     """The absolute path of a folder of checkpoints. `save` deletes in it: nothing else is in it."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path is {path!r} of type {type(path).__name__}, expected a folder")
     _orbax()
     if jax.process_count() > 1:
         raise NotImplementedError(
@@ -298,7 +316,9 @@ def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -
     return jax.tree.unflatten(structure, map(place, leaves, arrays))
 
 
-def _difference(about: dict[str, Any], like: PyTree, of: PyTree, tag: str | None) -> str | None:
+def _difference(
+    about: dict[str, Any], like: PyTree, of: PyTree, tag: str | None, ignored: tuple[str, ...]
+) -> str | None:
     """The first difference between a checkpoint and what `restore` was given."""
     if about["tag"] != tag:
         return f"tag: expected {about['tag']!r}, got {tag!r}"
@@ -307,4 +327,4 @@ def _difference(about: dict[str, Any], like: PyTree, of: PyTree, tag: str | None
         return state
     if about["of"] is None:
         return f"of: expected None, as it was saved without of=, got a {type(of).__name__}"
-    return difference(about["of"], fingerprint(of, "of")) or state
+    return difference(about["of"], fingerprint(of, "of"), ignored) or state

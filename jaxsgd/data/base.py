@@ -15,6 +15,8 @@ import abc
 from collections.abc import Callable, Generator, Iterable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxsgd.core.part import default_property
@@ -62,6 +64,11 @@ class Rows(abc.ABC):
         """n, the number of rows."""
         return int(jax.tree.leaves(self.shapes)[0].shape[0])
 
+    def some(self, count: int) -> PyTree:
+        """At most `count` rows at a fixed stride, by which data are told apart."""
+        count = max(1, min(count, self.size))
+        return self.take(jnp.asarray(np.linspace(0, self.size - 1, count).astype(np.int32)))
+
     def take_some(self, index: Int[Array, " B"], positions: Int[Array, " B"]) -> PyTree:
         """The rows of the batch `index` at some positions in it: those of `index[positions]`."""
         return self.take(gather(index, positions))
@@ -97,6 +104,10 @@ class Rows(abc.ABC):
 
     def check_values(self, name: str = "data") -> None:
         """Refuse values that a device cannot hold. Reads all rows on the host."""
+        return
+
+    def check_precision(self, name: str = "data") -> None:
+        """Warn of values that a device cannot tell apart. Reads some rows on the host."""
         return
 
     def total(

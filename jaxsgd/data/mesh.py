@@ -110,6 +110,10 @@ class MeshRows(Rows):
             f"{self!r} cannot be read by index, for no device holds all rows; expected arrays"
         )
 
+    def some(self, count: int) -> PyTree:
+        """The first rows of each shard."""
+        return jax.tree.map(lambda x: x[:, : -(-count // len(x))], self.arrays)
+
     def sampler(self, sampler: Sampler) -> Sampler:
         """`Sharded` over these shards in the place of `Shuffled`."""
         if isinstance(sampler, Shuffled) and not sampler.drop_last:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxsgd import contracts
 from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
-from jaxsgd.core.records import State
+from jaxsgd.core.records import State, described
 from jaxsgd.core.trees import as_arguments
 from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.arrays import as_rows
@@ -41,6 +41,18 @@ class Result(NamedTuple):
     reason: Reason
     model_state: PyTree  # that belongs to `params`, of a loss with `has_model_state`
 
+    def __repr__(self) -> str:
+        parts = described({"params": self.params, "state": f"at step {int(self.state.step)}"})
+        for name, values in self.history.items():
+            if name in ("epoch", "step") or not len(values):
+                continue
+            low, high = int(np.argmin(values)), int(np.argmax(values))
+            parts.append(
+                f"  {name}: last {values[-1]:.6g}, least {values[low]:.6g} in epoch {low + 1}, "
+                f"most {values[high]:.6g} in epoch {high + 1}"
+            )
+        return "\n".join((f"Result: {self.message}", *parts))
+
     @property
     def message(self) -> str:
         """Why the run ended, in one line."""
@@ -55,7 +67,7 @@ def fit(
     *,
     key: PRNGKeyArray,
     epochs: int,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     learning_rate: Rate | None = None,
     rule: Rule | optax.GradientTransformation | None = None,
     sampler: Sampler | None = None,
@@ -73,6 +85,7 @@ def fit(
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     checkpoint_tag: str | None = None,
+    checkpoint_strict: bool = True,
     progress: bool = True,
 ) -> Result:
     """Train for a number of epochs, with one compiled program for any number of steps.
@@ -93,7 +106,8 @@ def fit(
       data: a pytree of arrays that share their leading axis, `HostRows` or `MeshRows`.
       key: a typed key.
       epochs: how many in all, at least 0.
-      batch_size: rows of a batch of the `Shuffled` sampler; not used where `sampler` is given.
+      batch_size: rows of a batch of the `Shuffled` sampler, 64 if neither this nor `sampler` is
+        given.
       learning_rate: the rate (a number or a schedule) of `SGD`; give this or `rule`.
       rule: a rule, or any Optax transformation.
       sampler: another sampler than `Shuffled`.
@@ -113,12 +127,14 @@ def fit(
       restore_best: return the parameters of the epoch with the best monitored value.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
-        A checkpoint of other parts, numbers, functions, key or shapes is refused. Functions are
-        compared by module and qualified name, not by code; the values of the data and of the
-        initial parameters are not compared.
+        A checkpoint of other parts, numbers, functions, key, shapes, data or initial parameters is
+        refused. Functions are compared by module and qualified name, not by code; of the data a few
+        thousand rows at a fixed stride are compared.
       checkpoint_every: steps between checkpoints, also within an epoch; by default one epoch.
       checkpoint_tag: a string that is saved in each checkpoint. A checkpoint with another tag is
         refused: change the tag when you change the code of a function.
+      checkpoint_strict: False to go on from a checkpoint although the values of the data or of the
+        initial parameters are others.
       progress: show a progress bar with the loss and the rows per second (needs tqdm).
 
     Returns:
@@ -145,11 +161,17 @@ def fit(
     {'bias': 1.0, 'weight': [3.0]}
     """
     _needs(
-        "checkpoint", checkpoint, checkpoint_every=checkpoint_every, checkpoint_tag=checkpoint_tag
+        "checkpoint",
+        checkpoint,
+        checkpoint_every=checkpoint_every,
+        checkpoint_tag=checkpoint_tag,
+        checkpoint_strict=None if checkpoint_strict is True else checkpoint_strict,
     )
     _needs("validation", validation, validation_sample_weight=validation_sample_weight)
     check_tag(checkpoint_tag, "checkpoint_tag")
     epochs = check.integer(epochs, "epochs", 0)
+    restore_best = check.flag(restore_best, "restore_best")
+    progress = check.flag(progress, "progress")
     solver = Solver(
         loss_or_gradient,
         _sampler(sampler, batch_size),
@@ -163,6 +185,7 @@ def fit(
     data = _checked_data(solver, state, data)
     evaluated = epoch_metrics(solver, state, data, metrics, validation, validation_sample_weight)
     steps = solver.sampler_for(data).steps_per_epoch
+    check.steps_fit(epochs * steps, f"epochs of {steps} steps each", 0)
     every = steps if checkpoint_every is None else checkpoint_every
     trainer = Trainer(
         solver=solver,
@@ -177,7 +200,9 @@ def fit(
         checkpoint=None if checkpoint is None else checked_folder(checkpoint),
         checkpoint_every=check.integer(every, "checkpoint_every", 1),
         checkpoint_tag=checkpoint_tag,
+        checkpoint_strict=check.flag(checkpoint_strict, "checkpoint_strict"),
         key=check.key(key),
+        params=state.params,
     )
     return _train(trainer, trainer.begin(state), epochs, progress)
 
@@ -190,15 +215,19 @@ def _rule(
         return SGD(learning_rate)
     if rule is not None and learning_rate is None:
         return rule
-    given = "neither" if rule is None else "both"
-    raise ValueError(f"fit was given {given} of learning_rate and rule, expected one of them")
+    if rule is not None:
+        raise ValueError("fit was given both learning_rate and rule, expected one of them")
+    raise ValueError(
+        "fit was given neither learning_rate nor rule; give learning_rate=..., or rule=...; "
+        "without an idea, try rule=jaxsgd.LineSearch() or rule=jaxsgd.Adam(1e-3)"
+    )
 
 
-def _sampler(sampler: Sampler | None, batch_size: int) -> Sampler:
+def _sampler(sampler: Sampler | None, batch_size: int | None) -> Sampler:
     """The sampler, or `Shuffled` with the batch size."""
     if sampler is None:
-        return Shuffled(batch_size)
-    if batch_size != 64:
+        return Shuffled(64 if batch_size is None else batch_size)
+    if batch_size is not None:
         raise ValueError(
             f"fit was given batch_size={batch_size} and a sampler, expected one of them"
         )
@@ -248,6 +277,7 @@ def _result(current: FitState) -> Result:
 def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:
     """The training rows as arguments; their values, and the rows of one batch, are checked."""
     as_rows(data).check_values()
+    as_rows(data).check_precision()
     data = as_rows(data).as_arguments()
     sampler = solver.sampler_for(data)
     if sampler.steps_per_epoch == 0:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
-from jaxsgd.checkpoints.orbax import checkpoints, restore, save
+from jaxsgd.checkpoints.orbax import checkpoints, restored, save
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, strong
@@ -28,6 +28,10 @@ from jaxsgd.rules.averaging import averaged, find_average
 from jaxsgd.solver import Solver
 from jaxsgd.stopping.base import Check, Reason, Stop, check_stop
 from jaxsgd.training.metrics import EpochMetrics
+
+LOGGED = ".logged"  # a file beside the checkpoints: the last epoch that was logged
+# parts of a fingerprint that `checkpoint_strict=False` leaves out
+VALUES = "values of the data", "values of the initial params"
 
 
 class FitState(NamedTuple):
@@ -67,7 +71,9 @@ class Trainer:
     checkpoint: Path | None
     checkpoint_every: int  # steps between checkpoints
     checkpoint_tag: str | None
+    checkpoint_strict: bool
     key: Key[Array, ""]
+    params: PyTree  # the initial ones
 
     def begin(self, state: State) -> FitState:
         """The fit before the first epoch, or the one that the checkpoint holds."""
@@ -90,8 +96,16 @@ class Trainer:
         of = self.fingerprint  # an error in it is raised now, not a warning at a checkpoint
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         if not checkpoints(self.checkpoint):
+            (self.checkpoint / LOGGED).unlink(missing_ok=True)
             return fit
-        fit = restore(self.checkpoint, fit, of=of, tag=self.checkpoint_tag)
+        way_out = (
+            " To continue with other values of the data or the initial parameters all the same, "
+            "pass checkpoint_strict=False."
+        )
+        ignored = () if self.checkpoint_strict else VALUES
+        fit = restored(
+            self.checkpoint, fit, of, self.checkpoint_tag, ignored=ignored, way_out=way_out
+        )
         if fit.reason == Reason.INTERRUPTED:
             fit = fit._replace(reason=int(Reason.EPOCHS))
         return fit
@@ -172,8 +186,7 @@ class Trainer:
             )
             means = jax.device_get(means)
             record |= {f"{metrics.prefix}{name}": float(mean) for name, mean in means.items()}
-        if self.log is not None:
-            self.log({name: float(value) for name, value in record.items()})
+        self.log_once(record)
         history = {name: np.append(old, record[name]) for name, old in fit.history.items()}
         fit = fit._replace(history=history, loss=0.0, rows=0, seconds=0.0)
         if fit.reason == Reason.DIVERGED:
@@ -188,6 +201,22 @@ class Trainer:
         with jax.transfer_guard_host_to_device("allow"):
             code, memory = _update_stop(self.stop, check, fit.memory)
         return fit._replace(memory=memory, reason=int(code) or fit.reason)
+
+    def log_once(self, record: dict[str, float]) -> None:
+        """Call `log`, unless a run that was killed after this epoch has called it."""
+        if self.log is None:
+            return
+        mark, epoch = self.logged, int(record["epoch"])
+        if mark is not None and mark.exists() and int(mark.read_text()) >= epoch:
+            return
+        self.log({name: float(value) for name, value in record.items()})
+        if mark is not None:
+            _replace_text(mark, str(epoch))
+
+    @property
+    def logged(self) -> Path | None:
+        """The file of the last epoch that was logged."""
+        return None if self.checkpoint is None else self.checkpoint / LOGGED
 
     def keep(self, fit: FitState) -> None:
         """Write a checkpoint; if that fails, warn and go on with the training."""
@@ -220,6 +249,8 @@ class Trainer:
             "monitor": self.monitor,
             "mode": self.mode,
             "restore_best": self.restore_best,
+            VALUES[0]: _some_rows(self.data),
+            VALUES[1]: self.params,
         }
         result = Fingerprint()
         for name, part in parts.items():
@@ -236,9 +267,24 @@ def params_of(state: State) -> PyTree:
     return state.params if find_average(state.rule) is None else averaged(state)
 
 
+def _some_rows(data: PyTree) -> PyTree:
+    """The rows whose values a checkpoint belongs to: up to 4,096, and 16 MiB."""
+    rows = as_rows(data)
+    leaves = jax.tree.leaves(rows.shapes)
+    row_bytes = sum(math.prod(s.shape[1:]) * s.dtype.itemsize for s in leaves)
+    return rows.some(min(4096, 2**24 // max(row_bytes, 1)))
+
+
 def _shapes(data: PyTree) -> PyTree:
     struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
     return jax.tree.map(struct, as_rows(data).shapes)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it: it is never half written."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _cuts(at: int, total: int, steps: int, every: int) -> Iterator[int]:

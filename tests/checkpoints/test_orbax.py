@@ -185,6 +185,46 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, chang
         fit(folder, epochs=1, **change)
 
 
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_other_values_of_data_or_params_are_refused_unless_that_is_meant(tmp_path, where):
+    params, (x, y) = table.problem(n=40)
+    place = {"device": lambda *rows: rows, "host": lambda *rows: jaxsgd.HostRows(rows)}[where]
+    fit = partial(
+        jaxsgd.fit, table.loss, key=jax.random.key(0), learning_rate=0.05, progress=False,
+        checkpoint=tmp_path, batch_size=8,
+    )  # fmt: skip
+    first = fit(params, place(x, y), epochs=1)
+    others = {
+        r"values of the data\[1\]": (params, place(x, np.asarray(y).copy() + (np.arange(40) == 7))),
+        r"values of the initial params\['bias'\]": ({**params, "bias": params["bias"] + 1}, place(x, y)),
+    }  # fmt: skip
+    for told, (start, rows) in others.items():
+        with pytest.raises(ValueError, match=rf"{told}: .*pass checkpoint_strict=False"):
+            fit(start, rows, epochs=2)
+    later = fit(start, rows, epochs=2, checkpoint_strict=False)
+    assert later.history["loss"][0] == first.history["loss"][0]
+    assert len(later.history["loss"]) == 2
+
+
+def test_an_epoch_that_is_run_again_after_a_kill_is_logged_once(tmp_path):
+    logged = []
+
+    def log(record):
+        if record["epoch"] == 4 and logged[-1] == 3:
+            raise SystemExit  # as a kill: fit writes no checkpoint
+        logged.append(int(record["epoch"]))
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path, checkpoint_every=10, log=log)  # of 5 steps an epoch
+    again = fit(
+        tmp_path, checkpoint_every=10, log=lambda record: logged.append(int(record["epoch"]))
+    )
+    assert logged == again.history["epoch"].tolist()
+    shutil.rmtree(tmp_path)
+    fit(tmp_path, epochs=1, log=lambda record: logged.append(int(record["epoch"])))
+    assert logged[-1] == 1  # another run
+
+
 def test_every_state_of_the_table_is_saved_and_restored(tmp_path):
     states = {name: table.start(*table.all_solvers()[name])[0] for name in table.NAMES}
     tree = {
