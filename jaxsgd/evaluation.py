@@ -79,7 +79,10 @@ def means_over(
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
     rows = as_rows(data)
     batch_size = min(batch_size, rows.size)
-    *args, weight = as_arguments((forms, params, model_state, sample_weight))
+    validation.no_mask_in(params, "params")
+    given = {"metrics": forms, "params": params, "model_state": model_state}
+    given = as_arguments(given | {"sample_weight": sample_weight})
+    args, weight = (given["metrics"], given["params"], given["model_state"]), given["sample_weight"]
     if rows.is_streamed:
         add = partial(_add, batch_size=batch_size)
         return _means(rows.total(add, weight, batch_size, *args))

@@ -21,6 +21,7 @@ so all three together are `fn(params, row, key, model_state) -> (loss, aux, mode
 """
 
 import abc
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import Contract, as_callable, field, part, static
+from jaxsgd.core.part import Contract, Function, as_callable, field, part, static
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -100,11 +101,14 @@ class RowLoss(Loss):
     """
 
     fn: Callable[..., PyTree] = field(converter=as_callable)
-    has_aux: bool = static(default=False, kw_only=True)
-    keyed: bool = static(default=False, kw_only=True)
-    has_model_state: bool = static(default=False, kw_only=True)
+    has_aux: bool = static(default=False, kw_only=True, converter=validation.flag)
+    keyed: bool = static(default=False, kw_only=True, converter=validation.flag)
+    has_model_state: bool = static(default=False, kw_only=True, converter=validation.flag)
 
     rows_name = "row"
+
+    def __post_init__(self) -> None:
+        _check_arguments(self, "params", "row")
 
     def one(
         self, params: PyTree, row: PyTree, key: Key[Array, ""] | None, model_state: PyTree
@@ -166,9 +170,12 @@ class RowsLoss(Loss):
     """
 
     fn: Callable[..., PyTree] = field(converter=as_callable)
-    has_aux: bool = static(default=False, kw_only=True)
-    keyed: bool = static(default=False, kw_only=True)
-    has_model_state: bool = static(default=False, kw_only=True)
+    has_aux: bool = static(default=False, kw_only=True, converter=validation.flag)
+    keyed: bool = static(default=False, kw_only=True, converter=validation.flag)
+    has_model_state: bool = static(default=False, kw_only=True, converter=validation.flag)
+
+    def __post_init__(self) -> None:
+        _check_arguments(self, "params", "rows")
 
     @property
     def is_linear(self) -> bool:
@@ -219,11 +226,14 @@ class BatchLoss(Loss):
     """
 
     fn: Callable[..., PyTree] = field(converter=as_callable)
-    has_aux: bool = static(default=False, kw_only=True)
-    keyed: bool = static(default=False, kw_only=True)
-    has_model_state: bool = static(default=False, kw_only=True)
+    has_aux: bool = static(default=False, kw_only=True, converter=validation.flag)
+    keyed: bool = static(default=False, kw_only=True, converter=validation.flag)
+    has_model_state: bool = static(default=False, kw_only=True, converter=validation.flag)
 
     is_linear = False
+
+    def __post_init__(self) -> None:
+        _check_arguments(self, "params", "rows", "weight")
 
     def total(
         self,
@@ -265,6 +275,25 @@ def as_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> Loss:
 def weigh(weight: Float[Array, " B"], tree: PyTree) -> PyTree:
     """`sum_i weight[i] leaf[i]` of each leaf, in the weights' dtype."""
     return jax.tree.map(lambda x: jnp.tensordot(weight, x.astype(weight.dtype), 1), tree)
+
+
+def _check_arguments(loss: Loss, *names: str) -> None:
+    """Refuse a function that cannot be called with as many arguments as the loss gives it."""
+    names = (*names, *["key"] * loss.keyed, *["model_state"] * loss.has_model_state)
+    fn = loss.fn.fn if isinstance(loss.fn, Function) else loss.fn
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # of a compiled function, say
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise TypeError(
+            f"{type(loss).__name__}'s fn {loss.fn!r} takes the arguments {signature}, but is "
+            f"called as fn({', '.join(names)}); of data (x, y) a row is the tuple (x, y), so "
+            f"unpack it: x, y = {loss.rows_name}; the forms of a loss are {FORMS}, each with the "
+            "options keyed (for a key), has_model_state and has_aux"
+        ) from None
 
 
 def _average(weight: Float[Array, " B"], model_states: PyTree, model_state: PyTree) -> PyTree:

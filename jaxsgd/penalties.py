@@ -7,6 +7,7 @@ rate)`, for `Proximal`. All parameters count, biases too, unless a mask leaves t
 
 import abc
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class ProximalPenalty(Contract, abc.ABC):
 def _as_mask(mask: Mask, name: str = "mask") -> Mask:
     if mask is not None and not callable(mask):
         raise TypeError(f"{name} is {mask!r}, expected a function of params")
+    if isinstance(mask, partial) and not isinstance(mask, jax.tree_util.Partial):
+        raise TypeError(f"{name} is a functools.partial, expected a function, which is static")
     return mask
 
 

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import as_callable, field, number, part
+from jaxsgd.core.part import as_callable, field, no_class, number, part
 from jaxsgd.core.validation import Number
 
 Schedule = Callable[[Int[Array, ""]], ArrayLike]  # ArrayLike, as those of Optax
@@ -37,6 +37,7 @@ Rate = Number | Schedule
 
 def as_rate(rate: Rate, name: str = "learning_rate") -> Rate:
     """A number of at least 0 or a schedule, unchanged; a plain function as a static part."""
+    no_class(rate, name)
     if callable(rate):
         return as_callable(rate, name)
     validation.number(rate, name)

@@ -1,6 +1,7 @@
 """The training step: which rows, their gradient, the update."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxsgd import contracts
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_contract, as_optional_callable, field, part
-from jaxsgd.core.records import Batch, Estimate, Info, State
-from jaxsgd.core.trees import accumulate, gather, is_finite, strong
+from jaxsgd.core.records import Batch, Estimate, Info, State, described
+from jaxsgd.core.trees import accumulate, accumulator_of, gather, is_finite, strong
 from jaxsgd.core.validation import SampleWeight
 from jaxsgd.data.arrays import BatchRows, as_rows
 from jaxsgd.gradients.base import Gradient
@@ -86,6 +87,13 @@ class Solver:
     )
     sample_weight: Float[Array, "..."] | None = field(default=None, converter=_as_sample_weight)
 
+    def __repr__(self) -> str:
+        names = ("gradient", "sampler", "rule", "penalty")
+        lines = [f"  {name:15}{getattr(self, name)!r}" for name in names]
+        if self.sample_weight is not None:
+            lines += described({"sample_weight": self.sample_weight})
+        return "\n".join(("Solver", *lines))
+
     def __post_init__(self) -> None:
         reason = self.gradient.sample_weight_refusal
         if self.sample_weight is not None and reason is not None:
@@ -118,6 +126,7 @@ class Solver:
           ValueError: data of different lengths or without rows, a batch size above the rows.
         """
         validation.params(params)
+        validation.numbers_held(self, accumulator_of(params), "the solver")
         sampler = self.sampler_for(data)
         key = validation.key(key)
         params, model_state = jax.tree.map(_copy, (params, model_state))
@@ -136,6 +145,30 @@ class Solver:
             state = jax.tree.map(_copy, state)
         contracts.check_custom_parts(self.gradient, sampler, self.rule, state, data)
         return as_rows(data).placed(state)
+
+    def batches(self, state: State, data: PyTree, steps: int) -> Batch:
+        """The batches of the next steps of a run: which rows, with which weights.
+
+        Args:
+          state: from `init` or a run.
+          data: the rows, as given to `init`; only their number is read.
+          steps: how many, static.
+
+        Returns:
+          `Batch(index, weight)`: int32[steps, B] and float[steps, B].
+
+        >>> solver = jaxsgd.Solver(lambda w, y: (w - y) ** 2, jaxsgd.Sequential(2), jaxsgd.SGD(0.1))
+        >>> y = jnp.ones(6)
+        >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))
+        >>> solver.batches(state, y, 4).index.tolist()
+        [[0, 1], [2, 3], [4, 5], [0, 1]]
+        """
+        if not isinstance(state, State):
+            raise TypeError(
+                f"state is of type {type(state).__name__}, expected the State of init or a run"
+            )
+        steps = validation.integer(steps, "steps", 1)
+        return _batches(self.sampler_for(data), state.sampler, steps=steps)
 
     def step(self, state: State, data: PyTree) -> tuple[State, Info]:
         """One step on the sampler's next batch: the new state, and the `Info` of the step."""
@@ -257,6 +290,15 @@ class Solver:
         return penalty
 
 
+@partial(jax.jit, static_argnames="steps")
+def _batches(sampler: Sampler, state: PyTree, *, steps: int) -> Batch:
+    def draw(state: PyTree, _: None) -> tuple[PyTree, Batch]:
+        batch, state = sampler.update(state)
+        return state, batch
+
+    return jax.lax.scan(draw, state, length=steps)[1]
+
+
 def check(
     solver: Solver,
     params: PyTree,
@@ -281,12 +323,23 @@ def check(
     >>> solver = jaxsgd.Solver(lambda w, y: (w - y) ** 2, jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
     >>> jaxsgd.check(solver, jnp.zeros(()), jnp.ones(4))
     """
+    check_solver(solver)
     key = jax.random.key(0) if key is None else key
     state = solver.init(params, data, key=key, model_state=model_state)
     sampler = solver.sampler_for(data)
     contracts.check_parts(solver.gradient, sampler, solver.rule, state, data)
     batch, _ = sampler.update(state.sampler)
     contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
+
+
+def check_solver(solver: object) -> None:
+    """Refuse what is not a solver."""
+    if not isinstance(solver, Solver):
+        given = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+        raise TypeError(
+            f"solver: expected jaxsgd.Solver(loss, sampler, rule), got {given} of type "
+            f"{type(solver).__name__}"
+        )
 
 
 def _copy(leaf: ArrayLike) -> Array:

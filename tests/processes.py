@@ -70,6 +70,7 @@ def one_of_two(number, address, file):
     data = jax.tree.map(lambda x: np.asarray(x)[own], data)
     rows = jaxsgd.MeshRows(data, mesh, size=43)
     state, trace = train_on(rows, params)
+    train_on(rows, state.params)  # from parameters that lie on both processes
     mean = jaxsgd.evaluate(table.loss, state.params, rows)
     arrays = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean}
     np.savez(file, rows=len(data[1]), **jax.device_get(arrays))

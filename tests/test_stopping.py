@@ -320,6 +320,24 @@ class Yes(jaxsgd.Stop):
         return check.step > 3, state
 
 
+@jaxsgd.part
+class Third(jaxsgd.Stop):
+    """A stop whose memory is a Python number, which is weak."""
+
+    def init(self):
+        return 0
+
+    def update(self, check, state):
+        return state >= 2, state + 1
+
+
+def test_a_stop_of_weak_numbers_compiles_once():
+    fit(Third(), epochs=1)
+    with no_compilation():
+        result = fit(Third(), epochs=4)
+    assert len(result.history["epoch"]) == 3
+
+
 def test_fit_watches_what_is_asked_for():
     by_loss = fit(Converged(1e-3))
     changes = abs(np.diff(by_loss.history["loss"]))

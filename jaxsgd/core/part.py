@@ -56,13 +56,23 @@ def number(*, converter: Callable[..., object] | None = None, **options: Any) ->
 
     Args: as `static`.
     """
-    return _field({"number": True}, converter or _no_text, options)
+    return _field({"number": True}, converter or _no_class_or_text, options)
 
 
-def _no_text(value: object, name: str) -> object:
+def _no_class_or_text(value: object, name: str) -> object:
+    no_class(value, name)
     if isinstance(value, str | bytes):
         raise TypeError(f"{name}: expected a number or a schedule, got {value!r}")
     return value
+
+
+def no_class(value: object, name: str) -> None:
+    """Refuse a class where a schedule, which is an instance of one, is meant."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name}: expected a number or a schedule, got the class {value.__name__}; did you "
+            "forget to call it?"
+        )
 
 
 def field(

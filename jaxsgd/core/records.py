@@ -2,9 +2,44 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 _NOT_RECORDED: Any = None  # in the place of an array
+
+
+def described(named: dict[str, PyTree]) -> list[str]:
+    """A line for each entry: its name, and its tree with `float32[5]` in the place of an array.
+
+    An array of one number is shown with its value.
+    """
+    width = max(map(len, named), default=0) + 2
+    return [f"  {name:{width}}{jax.tree.map(_Text, tree)!r}" for name, tree in named.items()]
+
+
+class _Text(str):
+    """What stands for a leaf, printed without quotes."""
+
+    def __new__(cls, leaf: object) -> "_Text":
+        dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+        if dtype is None or shape is None:
+            return super().__new__(cls, repr(leaf))
+        value = ""
+        if shape == () and isinstance(leaf, jax.Array) and _is_known(leaf):
+            value = f" {leaf.item():.6g}"
+        return super().__new__(cls, f"{dtype}{list(shape)}{value}")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _is_known(leaf: jax.Array) -> bool:
+    """Whether a number can be printed: computed, not deleted, and no key."""
+    if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return False
+    return not leaf.is_deleted() and leaf.is_fully_addressable
 
 
 class Batch(NamedTuple):
@@ -61,6 +96,9 @@ class State(NamedTuple):
     rule: PyTree
     sampler: PyTree
     gradient: PyTree
+
+    def __repr__(self) -> str:
+        return "\n".join(("State", *described(self._asdict())))
 
     @property
     def model_state(self) -> PyTree:

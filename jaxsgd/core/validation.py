@@ -5,6 +5,7 @@ Only concrete values are checked: tracers, and the None of a vmap's `in_axes` tr
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import SupportsIndex
 
@@ -14,6 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, Num, PyTree, Shaped
+
+from jaxsgd.core.part import NumberKey
 
 # an array of several numbers is for a part that is mapped over with `jax.vmap`
 Number = int | float | np.number | np.ndarray | Num[Array, "..."]
@@ -46,6 +49,7 @@ def number(
     """Refuse what is no finite number (or array of them) in `least..most` and below `below`."""
     if value is None or isinstance(value, Tracer):
         return  # an `in_axes` tree, or a trace
+    no_mask(value, name)
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
     host = np.asarray(jax.device_get(value))
@@ -127,6 +131,23 @@ def count(value: object, name: str, least: int = 0) -> None:
             raise ValueError(f"{name} is {value}, expected a whole number of at most {MAX_SIZE}")
 
 
+def steps_fit(steps: int, name: str, at: object) -> None:
+    """Refuse steps from a step on that the counter of a state, an int32, cannot count.
+
+    The step of a state that is still being computed is not waited for.
+    """
+    if isinstance(at, Tracer):
+        return
+    if isinstance(at, jax.Array) and not at.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    most = MAX_SIZE - int(np.max(jax.device_get(at)))
+    if steps > most:
+        raise ValueError(
+            f"{name}: expected at most {most} steps, got {steps}: a state counts its steps in 32 "
+            "bits"
+        )
+
+
 def no_iterator(data: object, name: str = "data") -> None:
     """Refuse an iterator of batches where rows are meant."""
     if isinstance(data, Iterator):
@@ -160,6 +181,9 @@ def weights(value: object, name: str, dtype: DTypeLike = np.float32) -> None:
     if not isinstance(value, np.ndarray | jax.Array) or value.ndim == 0:
         kind = type(value).__name__
         raise TypeError(f"{name} is of type {kind}, expected an array with one entry a row")
+    no_mask(value, name)
+    if value.dtype.kind in "cOUSMm":
+        raise TypeError(f"{name} is an array of {value.dtype}, expected real numbers at least 0")
     host = np.asarray(jax.device_get(value), np.float64)
     number(host.min(initial=0), f"{name}'s least entry")
     number(host.max(initial=0), f"{name}'s largest entry")
@@ -175,8 +199,43 @@ def form(tree: PyTree) -> tuple[Hashable, list[tuple[int, ...]]]:
     return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
+def numbers_held(tree: PyTree, dtype: np.dtype, name: str) -> None:
+    """Refuse numbers of parts that become 0, 1 or infinity in the dtype they are computed in."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_number = any(isinstance(entry, NumberKey) for entry in path)
+        if not is_number or isinstance(leaf, Tracer) or getattr(leaf, "dtype", None) == dtype:
+            continue
+        if not isinstance(leaf, int | float | np.ndarray | np.generic | jax.Array):
+            continue
+        given = np.asarray(jax.device_get(leaf), np.float64)
+        with np.errstate(over="ignore", under="ignore"):
+            held = given.astype(dtype).astype(np.float64)
+        for value in (0.0, 1.0, np.inf):
+            if np.any((abs(held) == value) & (abs(given) != value)):
+                where = f"{name}{jax.tree_util.keystr(path)}"
+                raise ValueError(
+                    f"{where} is {leaf!r}, which is {value:g} in {dtype}, in which it is computed"
+                )
+
+
+def no_mask(value: object, name: str) -> None:
+    """Refuse NumPy's masked arrays, whose mask JAX drops."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask JAX would drop; expected one without: fill it "
+            "by its method filled, or select the rows that are whole"
+        )
+
+
+def no_mask_in(tree: PyTree, name: str) -> None:
+    """Refuse masked arrays among the leaves of a tree."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        no_mask(leaf, f"{name}{jax.tree_util.keystr(path)}")
+
+
 def no_text(leaf: np.ndarray, where: str) -> None:
-    """Refuse text, dates and objects."""
+    """Refuse text, dates, objects and masked arrays."""
+    no_mask(leaf, where)
     if leaf.dtype.kind in "OUSMm":
         raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
 
@@ -193,9 +252,39 @@ def fits_32_bits(leaf: np.ndarray, where: str) -> None:
         )
 
 
+def keeps_values(leaf: np.ndarray, where: str) -> None:
+    """Refuse float64 numbers that are infinite in float32; warn where distinct ones become equal.
+
+    Up to 4,096 rows at a fixed stride are looked at.
+    """
+    is_cast = leaf.dtype == np.float64 and not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    if not is_cast or leaf.size == 0:
+        return
+    rows = leaf[:: -(-len(leaf) // 4096)].reshape(-1, *leaf.shape[1:2] or (1,))
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float32)
+    if np.any(np.isinf(narrow) & np.isfinite(rows)):
+        largest = abs(rows[np.isfinite(rows)]).max()
+        raise ValueError(
+            f"{where} holds {largest:.3g}, which is infinite in float32; scale it, or enable "
+            "jax_enable_x64"
+        )
+    distinct = [np.sum(np.diff(np.sort(x, axis=0), axis=0) > 0, axis=0) for x in (rows, narrow)]
+    lost = np.flatnonzero(distinct[1] < 0.9 * distinct[0])  # some numbers fall together by chance
+    if lost.size:
+        column = f"{where}[:, {lost[0]}]" if leaf.ndim > 1 else where
+        warnings.warn(
+            f"{column} holds {distinct[0][lost[0]] + 1} distinct float64 numbers among "
+            f"{len(rows)}, of which float32 tells {distinct[1][lost[0]] + 1} apart; subtract their "
+            "mean before they are cast, or enable jax_enable_x64",
+            stacklevel=2,
+        )
+
+
 def params(tree: PyTree) -> None:
     """Refuse parameters that are not all float arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        no_mask(leaf, f"params{jax.tree_util.keystr(path)}")
         is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct)
         if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
             continue

@@ -81,6 +81,12 @@ class ArrayRows(Rows):
             if isinstance(leaf, np.ndarray):
                 validation.fits_32_bits(leaf, f"{name}{jax.tree_util.keystr(path)}")
 
+    def check_precision(self, name: str = "data") -> None:
+        """Warn where float32 does not tell float64 numbers apart, refuse what it cannot hold."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.arrays):
+            if isinstance(leaf, np.ndarray):
+                validation.keeps_values(leaf, f"{name}{jax.tree_util.keystr(path)}")
+
     def total(
         self,
         add: Callable[..., PyTree],
@@ -247,6 +253,10 @@ def _check_leaf(leaf: object, where: str) -> None:
         is_scalar = isinstance(leaf, np.ndarray | np.generic | jax.Array)
         given = "a scalar" if is_scalar else f"a {type(leaf).__name__}"
         hint = "convert it with jnp.asarray, or step over a loader's batches by solver.step_on"
+        if type(leaf).__module__.startswith("torch"):
+            hint = "convert it with its method numpy()"
+        if type(leaf).__module__.startswith(("pandas", "polars")):
+            hint = "convert it with its method to_numpy(), as floats"
         if isinstance(leaf, Rows):
             kind = type(leaf).__name__
             hint = f"give {kind} all arrays: {kind}((x, y))"

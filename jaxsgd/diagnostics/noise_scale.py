@@ -55,7 +55,8 @@ def noise_scale(
         )
     if form.keyed and key is None:
         raise TypeError("noise_scale was given no key, expected one: the loss is keyed")
-    key = validation.key(key) if form.keyed else None
+    key = None if key is None else validation.key(key)
+    key = key if form.keyed else None
     validation.params(params)
     require_resident(data, "noise_scale")
     return _noise_scale(*as_arguments((form, params, data, key)))

@@ -14,7 +14,7 @@ from jaxsgd.data.arrays import BatchRows, as_rows
 from jaxsgd.data.base import Rows
 from jaxsgd.loops.cpu_fusion import Form, compiled_as
 from jaxsgd.samplers.base import Sampler
-from jaxsgd.solver import Solver
+from jaxsgd.solver import Solver, check_solver
 
 Carry = tuple[
     State, tuple[Batch, PyTree]
@@ -76,8 +76,9 @@ def windows_of(steps: int, name: str, every: int, every_name: str) -> int:
     return steps // every
 
 
-def rows_for(state: object, data: PyTree) -> Rows:
-    """The data as rows; what is not a state is refused."""
+def rows_for(solver: object, state: object, data: PyTree) -> Rows:
+    """The data as rows; what is not a solver or a state is refused."""
+    check_solver(solver)
     if not isinstance(state, State):
         raise TypeError(
             f"state is of type {type(state).__name__}, expected the State that "
@@ -86,9 +87,9 @@ def rows_for(state: object, data: PyTree) -> Rows:
     return as_rows(data)
 
 
-def device_data(state: object, data: PyTree) -> PyTree:
+def device_data(solver: object, state: object, data: PyTree) -> PyTree:
     """The data of a compiled run as its argument; rows on the host are refused."""
-    rows = rows_for(state, data)
+    rows = rows_for(solver, state, data)
     if rows.is_streamed:
         raise TypeError(
             f"data are {data!r}, which stay on the host, expected arrays: a compiled run cannot "

@@ -66,7 +66,7 @@ def chunks(
     (2.0, (20,))
     """
     steps = validation.integer(steps, "steps", 1)
-    rows_for(state, data)
+    rows_for(solver, state, data)
     validation.concrete((solver, state, data), "chunks")
     return _chunks(solver, state, data, steps, _Record(as_optional_callable(record, "record")))
 

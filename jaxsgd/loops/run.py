@@ -67,7 +67,8 @@ def run(
     """
     steps = validation.integer(steps, "steps", 0)
     windows = windows_of(steps, "steps", record_every, "record_every")
-    data = device_data(state, data)
+    data = device_data(solver, state, data)
+    validation.steps_fit(steps, "steps", state.step)
     state, record = as_arguments((state, as_optional_callable(record, "record")))
     args = part_as_arguments(solver), state, data, record
     return _run(*args, windows=windows, every=record_every, remat=bool(remat))

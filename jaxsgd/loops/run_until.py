@@ -67,7 +67,8 @@ def run_until(
     """
     max_steps = validation.integer(max_steps, "max_steps", 1)
     windows = windows_of(max_steps, "max_steps", check_every, "check_every")
-    data = device_data(state, data)
+    data = device_data(solver, state, data)
+    validation.steps_fit(max_steps, "max_steps", state.step)
     state, monitor = as_arguments((state, as_optional_callable(monitor, "monitor")))
     args = part_as_arguments(solver), state, data, part_as_arguments(as_stop(stop)), monitor
     return _run_until(*args, windows=windows, every=check_every)

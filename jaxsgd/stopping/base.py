@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxsgd.core import validation
 from jaxsgd.core.part import Contract, as_contract
 
 
@@ -122,7 +123,9 @@ class Stop(Contract, abc.ABC):
 
 def as_stop(stop: Stop, name: str = "stop") -> Stop:
     """A stop, unchanged; anything else is refused."""
-    return as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4) or AnyOf(a, b) of two")
+    stop = as_contract(stop, Stop, name, "jaxsgd.Converged(1e-4) or AnyOf(a, b) of two")
+    validation.numbers_held(stop, jax.dtypes.canonicalize_dtype(float), name)
+    return stop
 
 
 def as_reason(

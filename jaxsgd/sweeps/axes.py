@@ -18,6 +18,11 @@ PlaceLike = int | np.integer | np.ndarray | jax.Array
 
 def as_axes(over: Over) -> Axes:
     """The values by name of each axis: arrays whose leading axes have the same length."""
+    if not isinstance(over, Mapping | list | tuple):
+        raise TypeError(
+            f"over is {over!r} of type {type(over).__name__}, expected values by name, "
+            "{'learning_rate': [...]}, or a list of such dicts"
+        )
     is_product = isinstance(over, Mapping)
     axes = [{name: values} for name, values in over.items()] if is_product else list(over)
     if not axes:

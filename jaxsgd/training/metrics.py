@@ -53,6 +53,7 @@ def epoch_metrics(
         check_same_form(validation, data, "validation")
         source, weight = as_rows(validation), sample_weight
         source.check_values("validation")
+        source.check_precision("validation")
         if weight is not None:
             check.weights(weight, "validation_sample_weight")
             check.one_a_row(weight, source.size, "validation_sample_weight")

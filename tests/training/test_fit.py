@@ -1,6 +1,7 @@
 """fit: the host loop around one compiled epoch."""
 
 import os
+import re
 import signal
 
 import jax
@@ -120,7 +121,7 @@ def test_every_kind_of_loss_rule_and_sampler_fits():
         fit(
             rule=table.RULES["adamw"](0.1),
             sampler=jaxsgd.FullBatch(),
-            batch_size=64,
+            batch_size=None,
             penalty=jaxsgd.L2(0.1),
         ).history["step"][-1]
         == 3
@@ -128,9 +129,11 @@ def test_every_kind_of_loss_rule_and_sampler_fits():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="neither of learning_rate and rule"):
+    with pytest.raises(
+        ValueError, match=r"neither learning_rate nor rule; .*jaxsgd.LineSearch\(\)"
+    ):
         fit(learning_rate=None)
-    with pytest.raises(ValueError, match="both of learning_rate and rule"):
+    with pytest.raises(ValueError, match="both learning_rate and rule"):
         fit(learning_rate=0.1, rule=jaxsgd.SGD(0.1))
     with pytest.raises(ValueError, match=r"give metrics="):
         fit(loss=jaxsgd.RowLoss(table.noisy, keyed=True), validation=table.problem()[1])
@@ -149,6 +152,33 @@ def test_refusals():
         fit(metrics={"x": lambda params, row: row[0]})
     with pytest.raises(ValueError, match="epochs is -1"):
         fit(epochs=-1)
+    with pytest.raises(ValueError, match=r"steps each: expected at most 2147483647 steps, got"):
+        fit(epochs=2**31 - 1)
+    with pytest.raises(ValueError, match="batch_size=64 and a sampler"):
+        fit(sampler=jaxsgd.FullBatch(), batch_size=64)
+
+
+def test_a_result_a_state_and_a_solver_are_printed_in_a_few_lines():
+    params, data = table.problem(n=40)
+    result = jaxsgd.fit(
+        table.loss, params, data, key=jax.random.key(0), epochs=3, learning_rate=0.05,
+        batch_size=40, validation=data, progress=False,
+    )  # fmt: skip
+    told = repr(result)
+    assert told.startswith("Result: ended in epoch 3, after 3 steps: all epochs were run\n  params")
+    assert "float32[3]" in told
+    assert re.search(r"validation_loss: last \S+, least \S+ in epoch 3, most \S+ in epoch 1", told)
+    told = repr(result.state)
+    assert told.startswith("State\n  params ")
+    assert "step      int32[] 3" in told
+    assert "key<fry>[]" in told
+    repr(jax.eval_shape(lambda: result.state))
+    jax.jit(lambda state: repr(state) and state.step)(result.state)
+    told = repr(
+        jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.1), sample_weight=np.ones(40))
+    )
+    assert re.search(r"sampler +Shuffled\(batch_size=4.*\n +rule +SGD\(learning_rate=0.1", told)
+    assert "sample_weight  float32[40]" in told
 
 
 def test_the_least_rate_of_poisson_batches_is_taken():
