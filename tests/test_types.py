@@ -14,6 +14,7 @@ import pytest
 import jaxsgd
 from jaxsgd.core.trees import select
 from jaxsgd.losses import weigh
+from jaxsgd.sweeps.result import Sweep
 
 ROOT = Path(__file__).parent.parent
 MISTAKES = ROOT / "tests" / "typing" / "mistakes.py"
@@ -61,8 +62,8 @@ def test_calls_are_checked_by_kind_and_by_shape(pytestconfig):
         select(True, tree, tree)  # a bool, not an array
     with pytest.raises(jaxtyping.TypeCheckError, match="weight"):
         weigh(jnp.ones((1, 3)), tree)  # an axis too many
-    with pytest.raises(jaxtyping.TypeCheckError, match="init"):
-        jaxsgd.RowLoss(lambda params, row: params, has_aux="no")
+    with pytest.raises(jaxtyping.TypeCheckError, match="Sweep"):
+        Sweep(jnp.ones(3), 2)
 
 
 def test_a_sentence_of_jaxsgd_comes_before_that_of_the_check():

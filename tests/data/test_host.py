@@ -249,10 +249,11 @@ def test_a_read_error_ends_the_run_with_a_sentence_and_its_state(tmp_path):
         key=jax.random.key(0), sampler=jaxsgd.Sequential(4), learning_rate=0.1, progress=False, **options,
     )  # fmt: skip
     told = r"rows 12 to 15 of data\[0\] could not be read: OSError: bad block"
-    with pytest.raises(OSError, match=told) as caught:
-        fit(rows, checkpoint=tmp_path / "run")
-    assert int(caught.value.result.state.step) == 3
-    assert "fit failed after step 3" in caught.value.__notes__[0]
+    bad, rows.bad = rows.bad, None
+    with pytest.raises(OSError, match=told) as caught:  # in the second epoch of five steps
+        fit(rows, checkpoint=tmp_path / "run", log=lambda record: setattr(rows, "bad", bad))
+    assert int(caught.value.result.state.step) == 8
+    assert "fit failed after step 8" in caught.value.__notes__[0]
     rows.bad = None
     chex.assert_trees_all_equal(fit(rows, checkpoint=tmp_path / "run").params, fit(x).params)
 
