@@ -1,4 +1,4 @@
-"""Loops that JAX libraries bring along, beside jaxsgd's on the same loss of theirs.
+"""The training loops of other JAX libraries, compared with jaxsgd's on the same losses.
 
     python -m benchmarks.libraries [--rounds 5]
 
@@ -102,12 +102,8 @@ def compared(contenders: dict[str, Callable[[], Any]]) -> dict[str, Callable[[],
 def main() -> None:
     rounds = rounds_asked(__doc__, 5)
     steps = EPOCHS * (ROWS - ROWS // 10) // BATCH
-    report(
-        "a masked autoregressive flow, 9,000 x 4, batch 100, 10 epochs",
-        compared(flow()),
-        steps,
-        rounds,
-    )
+    title = "a masked autoregressive flow, 9,000 x 4, batch 100, 10 epochs"
+    report(title, compared(flow()), steps, rounds)
     title = "the posterior of a logistic regression, 1,000 x 10, all rows"
     report(title, compared(posterior()), STEPS, rounds)
 

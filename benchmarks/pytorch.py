@@ -1,6 +1,6 @@
 """PyTorch: its DataLoader, tuned, compiled, and many runs by `torch.func`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,15 @@ def layers(model: torch.nn.Module) -> Any:
     ]
 
 
+def batches(task: Training) -> Iterator[torch.Tensor | None]:
+    """The rows of each step, in a new order each epoch; None of all rows, as they lie."""
+    for _ in range(task.epochs):
+        if task.batch == task.rows:
+            yield None
+        else:
+            yield from torch.randperm(task.rows, device=DEVICE).split(task.batch)
+
+
 def loader(task: Training, data: Any) -> Callable[[int], Any]:
     """As its tutorials write it."""
     rows, cost = TensorDataset(*tensors(task, data)), cost_of(task)
@@ -54,11 +63,11 @@ def loader(task: Training, data: Any) -> Callable[[int], Any]:
         torch.manual_seed(seed)
         model = model_of(task)
         rule = torch.optim.SGD(model.parameters(), task.rate)
-        batches = DataLoader(rows, task.batch, shuffle=True)
+        rows_of_steps = DataLoader(rows, task.batch, shuffle=True)
 
         def go() -> Any:
             for _ in range(task.epochs):
-                for x, y in batches:
+                for x, y in rows_of_steps:
                     rule.zero_grad()
                     cost(model(x.to(DEVICE)), y.to(DEVICE)).backward()
                     rule.step()
@@ -86,12 +95,8 @@ def tuned(task: Training, data: Any, threads: int | None = None) -> Callable[[in
             rule.step()
 
         def go() -> Any:
-            for _ in range(task.epochs):
-                if task.batch == task.rows:
-                    step(x, y)
-                    continue
-                for index in torch.randperm(task.rows, device=DEVICE).split(task.batch):
-                    step(x[index], y[index])
+            for index in batches(task):
+                step(x, y) if index is None else step(x[index], y[index])
             return layers(model)
 
         return go
@@ -129,12 +134,8 @@ def compiled(task: Training, data: Any) -> Callable[[int], Any]:
 
         @torch.no_grad()
         def go() -> Any:
-            for _ in range(task.epochs):
-                if task.batch == task.rows:
-                    step(params, None)
-                    continue
-                for index in torch.randperm(task.rows, device=DEVICE).split(task.batch):
-                    step(params, index)
+            for index in batches(task):
+                step(params, index)
             return [(w.cpu().numpy().T, b.cpu().numpy()) for w, b in params]
 
         return go

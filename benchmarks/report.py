@@ -103,11 +103,11 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def ratio(told: dict[str, Any]) -> str:
+def ratio(measured: dict[str, Any]) -> str:
     """The median of the rounds' ratios, and where it is not sure which is faster, their range."""
-    low, high = told["range"]
-    told_range = f" ({short(low)} to {short(high)})" if low < 1 < high else ""
-    return f"{short(told['ratio'])}{told_range}"
+    low, high = measured["range"]
+    spread = f" ({short(low)} to {short(high)})" if low < 1 < high else ""
+    return f"{short(measured['ratio'])}{spread}"
 
 
 def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]) -> str:
@@ -233,9 +233,9 @@ def processor() -> str:
     """How many cores of which kind."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    facts = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
     # a virtual machine may hide the name, but not the model
-    name = f"{told['model name']}, model {told['model']}" if "model name" in told else ""
+    name = f"{facts['model name']}, model {facts['model']}" if "model name" in facts else ""
     name = name or platform.processor() or platform.machine()
     return f"{os.cpu_count()} x {name}"
 
@@ -287,8 +287,8 @@ def readme_text(path: Path) -> str:
     words = f"""{versions}. The second column is jaxsgd's time. The others say how many times as
 long each library takes in its fastest form: below 1 it is faster than jaxsgd, and a range of
 ratios is given where the rounds do not agree which is. Compilation is in the last row alone.
-Beside the fastest peer of each row, jaxsgd does worst in "{where}" ({loser}: {short(low)} x) and
-best in "{there}" ({winner}: {short(high)} x). [All tables and
+Compared with the fastest peer of each row, jaxsgd is slowest in "{where}" ({loser}: {short(low)} x)
+and fastest in "{there}" ({winner}: {short(high)} x). [All tables and
 pictures](benchmarks/results/{path.name}/README.md), with compile times, first calls and memory;
 [what holds each step](benchmarks/results/{path.name}/limits.md)."""
     paragraph = textwrap.fill(" ".join(words.split()), 100, break_on_hyphens=False)

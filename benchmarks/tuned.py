@@ -168,11 +168,10 @@ def vmapped_scan(task: Grid, data: Any) -> Callable[[int], Any]:
         rng = np.random.default_rng(seed)
 
         def go() -> Any:
-            none = np.zeros((task.one.epochs, 0), np.int32)
-            each = np.stack(
-                [none if (o := orders(task.one, rng)) is None else o for _ in range(task.seeds)]
-            )
-            params = grid(start, data, rate, each)
+            each = [orders(task.one, rng) for _ in range(task.seeds)]
+            if task.one.batch == task.one.rows:  # no order, but an axis of seeds
+                each = np.zeros((task.seeds, task.one.epochs, 0), np.int32)
+            params = grid(start, data, rate, np.stack(each))
             return layers(task.one, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params))
 
         return go

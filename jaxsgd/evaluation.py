@@ -58,6 +58,7 @@ def evaluate(
     {'above': Array(0.6666667, dtype=float32)}
     """
     batch_size = validation.integer(batch_size, "evaluate's batch_size", 1)
+    validation.no_mask_in(params, "params")
     n = as_rows(data).size
     if sample_weight is not None:
         validation.weights(sample_weight, "sample_weight")
@@ -79,10 +80,9 @@ def means_over(
     forms = {name: _metric(metric, name) for name, metric in metrics.items()}
     rows = as_rows(data)
     batch_size = min(batch_size, rows.size)
-    validation.no_mask_in(params, "params")
-    given = {"metrics": forms, "params": params, "model_state": model_state}
-    given = as_arguments(given | {"sample_weight": sample_weight})
-    args, weight = (given["metrics"], given["params"], given["model_state"]), given["sample_weight"]
+    named = {"params": params, "model_state": model_state, "sample_weight": sample_weight}
+    named = as_arguments({"metrics": forms, **named})  # by name, for the message of a refusal
+    args, weight = [named[n] for n in ("metrics", "params", "model_state")], named["sample_weight"]
     if rows.is_streamed:
         add = partial(_add, batch_size=batch_size)
         return _means(rows.total(add, weight, batch_size, *args))

@@ -35,6 +35,7 @@ FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
     "or BatchLoss(fn(params, rows, weight) -> scalar)"
 )
+OPTIONS = "each with the options keyed (for a key), has_model_state and has_aux"
 
 
 class Loss(Contract, abc.ABC):
@@ -108,7 +109,7 @@ class RowLoss(Loss):
     rows_name = "row"
 
     def __post_init__(self) -> None:
-        _check_arguments(self, "params", "row")
+        _check_arguments(self)
 
     def one(
         self, params: PyTree, row: PyTree, key: Key[Array, ""] | None, model_state: PyTree
@@ -175,7 +176,7 @@ class RowsLoss(Loss):
     has_model_state: bool = static(default=False, kw_only=True, converter=validation.flag)
 
     def __post_init__(self) -> None:
-        _check_arguments(self, "params", "rows")
+        _check_arguments(self)
 
     @property
     def is_linear(self) -> bool:
@@ -233,7 +234,7 @@ class BatchLoss(Loss):
     is_linear = False
 
     def __post_init__(self) -> None:
-        _check_arguments(self, "params", "rows", "weight")
+        _check_arguments(self)
 
     def total(
         self,
@@ -277,22 +278,27 @@ def weigh(weight: Float[Array, " B"], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.tensordot(weight, x.astype(weight.dtype), 1), tree)
 
 
-def _check_arguments(loss: Loss, *names: str) -> None:
+def _arguments(loss: Loss) -> str:
+    """The names of the arguments that a loss gives its function."""
+    names = ["params", loss.rows_name, *["weight"] * isinstance(loss, BatchLoss)]
+    return ", ".join([*names, *["key"] * loss.keyed, *["model_state"] * loss.has_model_state])
+
+
+def _check_arguments(loss: Loss) -> None:
     """Refuse a function that cannot be called with as many arguments as the loss gives it."""
-    names = (*names, *["key"] * loss.keyed, *["model_state"] * loss.has_model_state)
     fn = loss.fn.fn if isinstance(loss.fn, Function) else loss.fn
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # of a compiled function, say
         return
+    names = _arguments(loss)
     try:
-        signature.bind(*names)
+        signature.bind(*names.split(", "))
     except TypeError:
         raise TypeError(
             f"{type(loss).__name__}'s fn {loss.fn!r} takes the arguments {signature}, but is "
-            f"called as fn({', '.join(names)}); of data (x, y) a row is the tuple (x, y), so "
-            f"unpack it: x, y = {loss.rows_name}; the forms of a loss are {FORMS}, each with the "
-            "options keyed (for a key), has_model_state and has_aux"
+            f"called as fn({names}); of data (x, y) a row is the tuple (x, y), so unpack it: "
+            f"x, y = {loss.rows_name}; the forms of a loss are {FORMS}, {OPTIONS}"
         ) from None
 
 
@@ -321,19 +327,10 @@ def _call(
     try:
         result = loss.fn(*args)
     except (TypeError, ValueError, IndexError) as error:
-        names = ["params", loss.rows_name, "weight", "key", "model_state"]
-        given = [
-            True,
-            True,
-            len(args) - loss.keyed - loss.has_model_state > 2,
-            loss.keyed,
-            loss.has_model_state,
-        ]
-        call = ", ".join(name for name, is_given in zip(names, given, strict=True) if is_given)
         error.add_note(
-            f"raised by the loss {loss.fn!r}, called as fn({call}) with {names[1]} of shape "
-            f"{jax.tree.map(jnp.shape, args[1])}; the forms of a loss are {FORMS}, each with the "
-            "options keyed (for a key), has_model_state and has_aux"
+            f"raised by the loss {loss.fn!r}, called as fn({_arguments(loss)}) with "
+            f"{loss.rows_name} of shape {jax.tree.map(jnp.shape, args[1])}; the forms of a loss "
+            f"are {FORMS}, {OPTIONS}"
         )
         raise
     expected = 1 + loss.has_aux + loss.has_model_state

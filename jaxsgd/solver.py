@@ -157,6 +157,9 @@ class Solver:
         Returns:
           `Batch(index, weight)`: int32[steps, B] and float[steps, B].
 
+        Raises:
+          TypeError, ValueError: what is no state, steps below 1, or data of another size.
+
         >>> solver = jaxsgd.Solver(lambda w, y: (w - y) ** 2, jaxsgd.Sequential(2), jaxsgd.SGD(0.1))
         >>> y = jnp.ones(6)
         >>> state = solver.init(jnp.zeros(()), y, key=jax.random.key(0))

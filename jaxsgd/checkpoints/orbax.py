@@ -154,12 +154,14 @@ def restored(
     of: PyTree = None,
     tag: str | None = None,
     *,
-    ignored: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+    strict: bool = True,
     way_out: str = "",
 ) -> PyTree:
-    """`restore`, without comparing what begins with one of `ignored` in the fingerprint of `of`.
+    """`restore`, where entries of the fingerprint of `of` are compared only if `strict`.
 
-    The message of a refusal ends with `way_out`.
+    These are the ones that begin with one of `optional`; the message of a refusal for one of them
+    ends with `way_out`.
     """
     check_tag(tag)
     folder = checked_folder(path)
@@ -177,11 +179,11 @@ def restored(
             message = f"{newest} is incomplete or damaged and was skipped: {reason}"
             warnings.warn(message, stacklevel=2)
             continue
-        different = _difference(about, like, of, tag, ignored)
+        different = _difference(about, like, of, tag, () if strict else optional)
         if different is not None:
             raise ValueError(
                 f"{newest} was saved by another run: {different}. Use another folder for another "
-                f"run.{way_out}"
+                f"run.{way_out if different.startswith(optional) else ''}"
             )
         return _placed(like, arrays, about["keys"])
     raise ValueError(

@@ -125,8 +125,8 @@ def _divergence(task: Task, start: PyTree, result: Result, rows: Rows) -> str | 
     """How a run diverged, or None: a loss far above that of the start is divergence too."""
     after = float(evaluate(task, result.params, rows.train))
     if result.reason == Reason.DIVERGED:
-        step, what = int(result.state.step) + 1, "loss" if not np.isfinite(after) else "gradient"
-        return f"at step {step} the {what} was not finite"
+        what = "gradient or the update" if np.isfinite(after) else "loss"
+        return f"at step {int(result.state.step)} the {what} was not finite"
     before = float(evaluate(task, start, rows.train))
     if after <= 1e3 * (before + 1):
         return None

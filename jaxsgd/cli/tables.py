@@ -124,7 +124,7 @@ def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
                     f"{file}: column {name!r} holds {value!r} in {_line(file, row)}, "
                     "expected a number; drop the column or encode it as numbers"
                 ) from None
-        column = column.astype(np.float64)
+    column = column.astype(np.float64)
     with np.errstate(over="ignore"):  # reported below, with its line
         infinite = ~np.isfinite(column.astype(np.float32))
     if infinite.any():
@@ -133,7 +133,7 @@ def numbers(file: Path, name: str, column: np.ndarray) -> np.ndarray:
             f"{file}: column {name!r} holds {column[row]} in {_line(file, row)}, expected "
             "a finite 32-bit number"
         )
-    return column.astype(np.float64)
+    return column
 
 
 def _line(file: Path, row: int) -> str:

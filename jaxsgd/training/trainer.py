@@ -102,9 +102,14 @@ class Trainer:
             " To continue with other values of the data or the initial parameters all the same, "
             "pass checkpoint_strict=False."
         )
-        ignored = () if self.checkpoint_strict else VALUES
         fit = restored(
-            self.checkpoint, fit, of, self.checkpoint_tag, ignored=ignored, way_out=way_out
+            self.checkpoint,
+            fit,
+            of,
+            self.checkpoint_tag,
+            optional=VALUES,
+            strict=self.checkpoint_strict,
+            way_out=way_out,
         )
         if fit.reason == Reason.INTERRUPTED:
             fit = fit._replace(reason=int(Reason.EPOCHS))
@@ -206,17 +211,17 @@ class Trainer:
         """Call `log`, unless a run that was killed after this epoch has called it."""
         if self.log is None:
             return
-        mark, epoch = self.logged, int(record["epoch"])
-        if mark is not None and mark.exists() and int(mark.read_text()) >= epoch:
+        mark = None if self.checkpoint is None else self.checkpoint / LOGGED
+        if mark is not None and mark.exists() and int(mark.read_text()) >= record["epoch"]:
             return
         self.log({name: float(value) for name, value in record.items()})
-        if mark is not None:
-            _replace_text(mark, str(epoch))
-
-    @property
-    def logged(self) -> Path | None:
-        """The file of the last epoch that was logged."""
-        return None if self.checkpoint is None else self.checkpoint / LOGGED
+        if mark is None:
+            return
+        try:
+            _replace_text(mark, str(record["epoch"]))
+        except OSError as error:
+            message = f"{mark} was not written, so this epoch may be logged again: {error}"
+            warnings.warn(message, stacklevel=2)
 
     def keep(self, fit: FitState) -> None:
         """Write a checkpoint; if that fails, warn and go on with the training."""

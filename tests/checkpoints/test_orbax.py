@@ -17,6 +17,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.checkpoints import orbax
+from jaxsgd.training import trainer
 from tests import table
 from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
 from tests.table import key_data
@@ -181,8 +182,11 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path_factory, chang
     folder = tmp_path_factory.getbasetemp() / "one run"
     if not folder.exists():
         fit(folder, epochs=1, checkpoint_every=5)
-    with pytest.raises(ValueError, match=r"jaxsgd_000001 was saved by another .*" + message):
+    with pytest.raises(
+        ValueError, match=r"jaxsgd_000001 was saved by another .*" + message
+    ) as caught:
         fit(folder, epochs=1, **change)
+    assert "checkpoint_strict" not in str(caught.value)  # which would not help here
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
@@ -223,6 +227,16 @@ def test_an_epoch_that_is_run_again_after_a_kill_is_logged_once(tmp_path):
     shutil.rmtree(tmp_path)
     fit(tmp_path, epochs=1, log=lambda record: logged.append(int(record["epoch"])))
     assert logged[-1] == 1  # another run
+
+
+def test_where_it_cannot_be_written_what_was_logged_the_fit_goes_on(tmp_path, monkeypatch):
+    def fail(path, text):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(trainer, "_replace_text", fail)
+    with pytest.warns(UserWarning, match="may be logged again: no space left"):
+        result = fit(tmp_path, epochs=2, log=lambda record: None)
+    assert len(result.history["epoch"]) == 2
 
 
 def test_every_state_of_the_table_is_saved_and_restored(tmp_path):

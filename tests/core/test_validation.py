@@ -96,6 +96,12 @@ def test_float64_that_float32_cannot_hold_or_tell_apart():
         as_rows({"y": np.array([1.0, 1e300])}).check_precision()
     as_rows(np.random.default_rng(0).normal(size=100_000)).check_precision()  # no warning
     as_rows(np.array([1.0, np.inf, np.nan])).check_precision()
+    late = np.zeros((10_000, 3))
+    late[9_999, 2] = -1e40  # not among the rows that are compared
+    with pytest.raises(ValueError, match=r"data holds 1e\+40"):
+        as_rows(late).check_precision()
+    with pytest.warns(UserWarning, match="data holds 300 .* float32 tells 3 apart"):
+        as_rows(times[:, 1].reshape(100, 3, 1)).check_precision()
 
 
 @pytest.mark.parametrize(

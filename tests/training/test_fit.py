@@ -158,6 +158,18 @@ def test_refusals():
         fit(sampler=jaxsgd.FullBatch(), batch_size=64)
 
 
+def test_a_solver_says_which_rows_a_run_takes():
+    y = jnp.arange(7.0)
+    loss = jaxsgd.RowLoss(lambda w, y: ((w - y) ** 2, y), has_aux=True)
+    solver = jaxsgd.Solver(loss, jaxsgd.Shuffled(1), jaxsgd.SGD(0.1))
+    state = solver.init(jnp.zeros(()), y, key=jax.random.key(3))
+    state, _ = jaxsgd.run(solver, state, y, 5)
+    said = solver.batches(state, y, 10)
+    _, taken = jaxsgd.run(solver, state, y, 10, record=lambda state, info: info.aux)
+    np.testing.assert_array_equal(y[said.index[:, 0]], taken)
+    assert said.weight.shape == (10, 1)
+
+
 def test_a_result_a_state_and_a_solver_are_printed_in_a_few_lines():
     params, data = table.problem(n=40)
     result = jaxsgd.fit(
