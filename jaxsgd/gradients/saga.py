@@ -52,8 +52,10 @@ class SAGA(Gradient):
     several positions or one of weight 0.
 
     The table holds n gradients, and of `ModelLoss(Linear(...), fn)` n outputs: a row's gradient is
-    its error times its input. It is written in place, but `run_until`, which checks each step
-    before it counts, copies it: prefer `run`, `chunks` or `fit` where n is large.
+    its error times its input. A step writes it in place, except in `run_until`, which checks each
+    step before it counts and copies the table. The state given to `run` stays alive, so that there
+    are two tables, as in `fit`; a `chunks` loop holds three. Where one must do, donate the state:
+    `jax.jit(lambda solver, state: jaxsgd.run(solver, state, data, 1000), donate_argnums=1)`.
 
     Args:
       loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss`, without key or model state.
