@@ -6,6 +6,7 @@ from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
@@ -160,7 +161,20 @@ class Metric:
         if isinstance(form, RowLoss | RowsLoss):
             return form.each(params, rows, None, model_state)[0]
         extra = () if model_state is None else (model_state,)
-        return jax.vmap(lambda row: form(params, row, *extra))(rows)
+        return jax.vmap(lambda row: self._checked(form(params, row, *extra)))(rows)
+
+    def _checked(self, value: PyTree) -> PyTree:
+        """A row's value, refused where it is no number, or complex."""
+        for leaf in jax.tree.leaves(value):
+            is_number = isinstance(leaf, bool | int | float | complex | np.generic | jax.Array)
+            if not is_number and not isinstance(leaf, np.ndarray):
+                kind = f"{leaf!r} of type {type(leaf).__name__}"
+            elif jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                kind = str(jnp.result_type(leaf))
+            else:
+                continue
+            raise TypeError(f"the metric {self.form!r} returned {kind}, expected real numbers")
+        return value
 
 
 def _metric(metric: MetricLike, name: str) -> Metric:

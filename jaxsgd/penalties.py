@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd.core import validation
@@ -148,7 +149,17 @@ def _soft_threshold(x: jax.Array, rate: Number, strength: Float[Array, ""]) -> j
 def selected(mask: Mask, params: PyTree) -> PyTree:
     """Which leaves of params a mask selects: a tree of bools like params."""
     prefix = True if mask is None else mask(params)
-    return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), prefix, params)
+    for path, keep in jax.tree_util.tree_leaves_with_path(prefix):
+        if not isinstance(keep, bool | np.bool_):
+            where = f"the mask {mask!r} returned{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{where} {keep!r}, expected True or False")
+    try:
+        return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), prefix, params)
+    except ValueError as error:
+        raise ValueError(
+            f"the mask {mask!r} returned the structure {jax.tree.structure(prefix)}, expected a "
+            f"prefix of that of params, {jax.tree.structure(params)}"
+        ) from error
 
 
 def _total(

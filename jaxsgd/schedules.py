@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
@@ -76,7 +77,22 @@ def rate_at(
             f"the rate is the schedule {rate!r}, but the rule's state counts no steps: it was made "
             "for a rate that is a number; make one with the rule's init"
         )
-    return _float_scalar(rate(count), "the schedule's rate"), count + 1
+    return _rate_of(rate, count), count + 1
+
+
+def _rate_of(schedule: Schedule, count: Int[Array, ""]) -> Float[Array, ""]:
+    """The rate of a schedule; one that is a number already, and no rate, is refused."""
+    what, name = f"the schedule {schedule!r}", f"the rate of the schedule {schedule!r}"
+    instead = "write jnp.where(step < 100, 0.1, 0.01), or use jaxsgd.StepDecay"
+    with validation.traced(
+        f"{what} needs the value of the step (in an if, int() or NumPy)", instead
+    ):
+        value = schedule(count)
+    if not isinstance(value, Tracer):
+        validation.number(value, name)
+    elif not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"{name} is of {value.dtype}, expected a real number")
+    return _float_scalar(value, name)
 
 
 def scalar(value: ArrayLike | None, name: str) -> Num[Array, ""]:

@@ -23,6 +23,7 @@ from jaxsgd.gradients.minibatch import MinibatchGradient, as_gradient, as_linear
 from jaxsgd.gradients.partial_sums import update_in_parts, value_in_parts
 from jaxsgd.rules.base import Rule
 from jaxsgd.rules.from_optax import as_rule
+from jaxsgd.rules.proximal import check_penalty
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import FullBatch
 
@@ -68,7 +69,8 @@ class Solver:
 
     Raises:
       TypeError: an argument that is not such a part.
-      ValueError: sample weights that are negative, not finite, or all 0.
+      ValueError: sample weights that are negative, not finite, or all 0; `L1` with `LineSearch`, or
+        the penalty of a `Proximal` rule a second time.
 
     >>> solver = jaxsgd.Solver(lambda w, row: (row[0] * w - row[1]) ** 2,
     ...                        jaxsgd.Shuffled(2), jaxsgd.SGD(0.1))
@@ -101,6 +103,7 @@ class Solver:
                 f"the solver has a sample_weight, but {type(self.gradient).__name__} {reason}; "
                 "make the weights a part of the data, of mean 1, and multiply the loss by them"
             )
+        check_penalty(self.penalty, self.rule)
 
     def sampler_for(self, data: PyTree) -> Sampler:
         """The sampler, its size filled in from the data (static)."""

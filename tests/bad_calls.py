@@ -6,6 +6,7 @@ that no argument of a kind may have. `tests/test_bad_calls.py` tries all of them
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,10 @@ PARAMS, DATA = table.problem(n=12)
 KEY = jax.random.key(0)
 SOLVER = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.1))
 MASKED = np.ma.masked_array(np.ones(12, np.float32), np.arange(12) == 3)
+
+
+DELETED = jnp.ones(12)
+DELETED.delete()
 
 
 class Tensor:
@@ -66,6 +71,9 @@ ROWS = {
     "dates": np.array(["2020-01-01"], "datetime64[D]"),
     "foreign": Tensor(),
     "masked": MASKED,
+    "deleted": DELETED,
+    "other byte order": np.ones(12, ">f4"),
+    "128 bits": np.ones(12, np.longdouble),
 }
 WRONG: dict[str, dict[str, Any]] = {
     "count": NOT_WHOLE | {"zero": 0, "None": None},
@@ -94,6 +102,8 @@ WRONG: dict[str, dict[str, Any]] = {
         "nothing": {},
         "masked": {"weight": np.ma.masked_array(np.ones(3, np.float32)), "bias": np.zeros((), np.float32)},
         "complex": {"weight": jnp.zeros(3, complex), "bias": jnp.zeros(())},
+        "other byte order": {"weight": np.zeros(3, ">f4"), "bias": jnp.zeros(())},
+        "deleted": {"weight": DELETED, "bias": jnp.zeros(())},
         "None": None,
     },
     "data": ROWS,
@@ -102,7 +112,14 @@ WRONG: dict[str, dict[str, Any]] = {
         "function": {"weight": jnp.zeros(3), "bias": jax.nn.relu},
         "masked": {"weight": np.ma.masked_array(np.ones(3, np.float32)), "bias": np.zeros((), np.float32)},
     },
-    "metric": NOT_A_FUNCTION | {"None": None},
+    "metric": NOT_A_FUNCTION | {"None": None, "of text": lambda params, row: "a", "complex": lambda params, row: 1j},
+    "step": {"float": 1.5, "text": "3", "negative": -1, "bool": True, "floats": jnp.ones(()), "array": jnp.ones(2, int), "beyond 32 bits": 2**31},
+    "pairs": {"text": "x", "floats": np.zeros((2, 3)), "one axis": np.zeros(3, int), "negative": np.full((2, 3), -1), "None": None,
+              "masked": np.ma.masked_array(np.zeros((2, 3), int)), "nothing": []},
+    "like": {"other shape": {"weight": jnp.zeros(4), "bias": jnp.zeros(())}, "other structure": {"weight": jnp.zeros(3)},
+             "other dtype": {"weight": jnp.zeros(3, int), "bias": jnp.zeros(())}},
+    "mesh": {"number": 3, "None": None, "other axis": jax.make_mesh((1,), ("rows",)), "text": "data"},
+    "factory": {"number": 0.1, "transformation": optax.sgd(0.1), "None": None, "text": "adam"},
     "key": {"number": 0, "None": None, "text": "key", "array": jnp.ones(2), "keys": jax.random.split(KEY, 3)},
     "weights": {
         "text": "x",
@@ -118,7 +135,7 @@ WRONG: dict[str, dict[str, Any]] = {
         "scalar": 1.0,
         "list": [1.0] * 12,
     },
-    "path": {"number": 3, "None": None, "url": "gs://bucket/run"},
+    "path": {"number": 3, "None": None, "nothing": "", "url": "gs://bucket/run"},
     "tag": {"number": 3, "bytes": b"x", "list": ["v2"]},
     "name": {"number": 3, "text": "no such name", "None": None},
     "sizes": {"text": "3", "float": (3.5, 1), "negative": (3, -1), "one": (3,), "bool": (True, 1), "None": None},
@@ -134,6 +151,15 @@ WRONG["unsized weights"] = {
 WRONG["probabilities"] = {
     what: value for what, value in WRONG["unsized weights"].items() if what != "list"
 }
+WRONG["schedule"] = {
+    "negative": lambda step: -0.1,
+    "nan": lambda step: np.nan,
+    "complex": lambda step: 0.1j,
+    "text": lambda step: "fast",
+    "None": lambda step: None,
+    "several": lambda step: jnp.ones(2),
+}
+WRONG["factor"] = WRONG["count"] | {"one": 1}
 # how a message calls an argument, where it is not by its name
 ALIASES = {
     "stops": "AnyOf's stop",
@@ -141,6 +167,8 @@ ALIASES = {
     "loss": "RowLoss's fn",
     "loss_or_gradient": "Solver's gradient|RowLoss's fn",
     "metrics": "the metric",
+    "arrays": "data",
+    "like": "saved by another run: state",
     "metric": "the metric",
 }
 
@@ -182,6 +210,23 @@ SIZE, FLAG, NUMBER = ("optional count", 12), ("flag", False), ("number", 0.5)
 STEPS_FROM = {"solver": ("solver", SOLVER), "state": ("state", state()), "data": ("data", DATA)}
 
 
+SAMPLERS = [
+    jaxsgd.Shuffled(4, size=12),
+    jaxsgd.WithReplacement(4, size=12),
+    jaxsgd.ImportanceSampled(np.full(12, 1 / 12), 4),
+    jaxsgd.Poisson(0.5, 8, size=12),
+    jaxsgd.Sharded(4, 2, size=12),
+    jaxsgd.Stratified(np.arange(12) % 2, 4),
+    jaxsgd.DynamicBatch(jaxsgd.Shuffled(4, size=12), 2),
+]
+
+
+def _restored(path: Any, like: Any, tag: Any) -> Any:
+    if path == "kept" and not Path(path).exists():
+        jaxsgd.save(path, PARAMS)
+    return jaxsgd.restore(path, like, tag=tag)
+
+
 def calls() -> dict[str, Good]:
     """A right call of each public name that takes arguments of a user."""
     averaged_rule = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), jaxsgd.EMA(jaxsgd.SGD(0.1), 0.9))
@@ -206,6 +251,7 @@ def calls() -> dict[str, Good]:
         "Blocks": good(jaxsgd.Blocks, batch_size=COUNT, block=("count", 2), window=("count", 2), size=SIZE, drop_last=FLAG),
         "Sharded": good(jaxsgd.Sharded, batch_size=COUNT, shards=("count", 2), size=SIZE),
         "WithReplacement": good(jaxsgd.WithReplacement, batch_size=COUNT, size=SIZE),
+        "FixedBatches": good(jaxsgd.FixedBatches, index=("pairs", np.zeros((2, 3), int)), size=SIZE),
         "FullBatch": good(jaxsgd.FullBatch, size=SIZE),
         "DynamicBatch": good(jaxsgd.DynamicBatch, sampler=("sampler", jaxsgd.Shuffled(4)), batch_size=("count or array", 2)),
         "ImportanceSampled": good(jaxsgd.ImportanceSampled, probabilities=("probabilities", np.full(12, 1 / 12)), batch_size=COUNT),
@@ -235,7 +281,7 @@ def calls() -> dict[str, Good]:
         "Accumulated": good(jaxsgd.Accumulated, gradient=("gradient", table.loss), chunks=("count", 2)),
         "PerExampleClipped": good(jaxsgd.PerExampleClipped, loss=LOSS, max_norm=NUMBER, noise=NUMBER, row_scale=NUMBER),
         "NoiseScaleGradient": good(jaxsgd.NoiseScaleGradient, gradient=("gradient", table.loss), decay=("up to 1", 0.9)),
-        "Objective": good(jaxsgd.Objective, metric=("metric", table.loss), data=("data", DATA), penalty=mask, sample_weight=("weights", np.ones(12))),
+        "Objective": good(lambda **named: jaxsgd.Objective(**named)(state()), metric=("metric", table.loss), data=("data", DATA), penalty=mask, sample_weight=("weights", np.ones(12))),
         "HostRows": good(jaxsgd.HostRows, arrays=("", DATA), prefetch=("count", 2), chunk_bytes=("count", 64)),
         "Solver": good(jaxsgd.Solver, gradient=("gradient", table.loss), sampler=("sampler", jaxsgd.Shuffled(4)), rule=RULE,
                        penalty=mask, sample_weight=("unsized weights", np.ones(12))),
@@ -252,6 +298,17 @@ def calls() -> dict[str, Good]:
                     epochs=("steps", 1), batch_size=("optional count", 4), learning_rate=("rate", 0.1), penalty=mask,
                     sample_weight=("weights", np.ones(12)), validation=("data", DATA),
                     validation_sample_weight=("weights", np.ones(12)), restore_best=FLAG, progress=("", False)),
+        "rate_at": good(lambda schedule: jaxsgd.rate_at(schedule, jnp.int32(3)), schedule=("schedule", lambda step: 0.1)),
+        "FromOptax": good(jaxsgd.FromOptax, factory=("factory", optax.adam), learning_rate=("rate", 0.1)),
+        "halving": good(jaxsgd.halving, init=("function", lambda learning_rate: learning_rate),
+                        run=("function", lambda state, steps, learning_rate: (state, state)), over=("over", {"learning_rate": np.ones(4)}),
+                        steps=("count", 4), factor=("factor", 2), chunk=("optional count", 1)),
+        "Sweep.ranked": good(jaxsgd.sweep(lambda learning_rate: learning_rate, over={"learning_rate": np.ones(2)}, progress=False).ranked,
+                             most=("optional count", 1)),
+        "process_rows": good(jaxsgd.process_rows, size=("count", 12), mesh=("mesh", jax.make_mesh((1,), ("data",))), shards=("count", 2)),
+        "MeshRows": good(jaxsgd.MeshRows, arrays=("data", DATA), mesh=("mesh", jax.make_mesh((1,), ("data",))), shards=("count", 2)),
+        "restore": good(_restored, path=("path", "kept"), like=("like", PARAMS), tag=("tag", None)),
+        **{f"{type(s).__name__}.batch": good(s.batch, key=("key", KEY), step=("step", 1)) for s in SAMPLERS},
         "averaged": good(jaxsgd.averaged, state=("state", with_average)),
         "as_rows": good(jaxsgd.as_rows, data=("data", DATA)),
         "permute": good(jaxsgd.permute, key=("key", KEY), positions=("", np.arange(3)), size=("count", 5)),

@@ -51,8 +51,7 @@ def test_every_public_name_is_tried():
 
 
 NOT_TRIED = """
-Batch Check CounterSampler Ending EpochSampler Estimate FixedBatches FromOptax Gradient
-GradientState HalvingResult Info Loss MeshRows NoiseEstimate ProximalPenalty Ranked Reason Result
-Rows Rule Rung Sampler SamplerState ScheduledRule State Stop StreamedRows Sweep __version__ field
-halving number part plots problems process_rows rate_at restore static take
+Batch Check CounterSampler Ending EpochSampler Estimate Gradient GradientState HalvingResult Info
+Loss NoiseEstimate ProximalPenalty Ranked Reason Result Rows Rule Rung Sampler SamplerState
+ScheduledRule State Stop StreamedRows __version__ field number part plots problems static take
 """

@@ -24,7 +24,7 @@ LAYERS = """
     solver
     loops         cpu_convolutions cpu_fusion base run run_until chunks
     checkpoints   fingerprint orbax
-    training      progress metrics trainer fit
+    training      progress metrics divergence trainer fit
     sweeps        axes vmapped memory result sweep halving
     diagnostics   noise_scale smoothness
     problems

@@ -205,6 +205,8 @@ def checked_folder(path: str | PathLike[str]) -> Path:
     """The absolute path of a folder of checkpoints. `save` deletes in it: nothing else is in it."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path is {path!r} of type {type(path).__name__}, expected a folder")
+    if not str(path):
+        raise ValueError("path is empty, expected a folder of checkpoints")
     _orbax()
     if jax.process_count() > 1:
         raise NotImplementedError(

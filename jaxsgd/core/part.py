@@ -9,7 +9,7 @@ vmapped, moved to a device, saved and differentiated.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
 import jax
@@ -132,6 +132,7 @@ def part(cls: type[T]) -> type[T]:
     statics = [f.name for f in fields if f.metadata.get("static")]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
     _annotate_with_converters(cls, converters)
+    _name_unknown(cls)
     numbers = {f.name for f in fields if f.metadata.get("number")}
     keys = [NumberKey(name) if name in numbers else GetAttrKey(name) for name in leaves]
 
@@ -189,6 +190,27 @@ def _annotate_with_converters(cls: type, converters: dict[str, Callable[..., obj
         first = next(iter(annotations), "return")
         if first != "return":
             cls.__init__.__annotations__[name] = annotations[first]
+
+
+def _name_unknown(cls: type) -> None:
+    """Let the constructor refuse a keyword that it does not take by a list of those it takes.
+
+    A class may say in `elsewhere` which part has a field that users look for in it.
+    """
+    construct, elsewhere = cls.__init__, getattr(cls, "elsewhere", {})
+    takes = list(inspect.signature(construct).parameters)[1:]
+
+    @wraps(construct)
+    def __init__(self: object, *args: object, **named: object) -> None:
+        for name in named:
+            if name not in takes:
+                hint = f"; see {elsewhere[name]}" if name in elsewhere else ""
+                raise TypeError(
+                    f"{cls.__name__} takes no {name!r}, expected {', '.join(takes)}{hint}"
+                )
+        construct(self, *args, **named)
+
+    cls.__init__ = __init__
 
 
 def set_fields(part: object, /, **values: object) -> None:

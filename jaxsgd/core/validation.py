@@ -7,6 +7,7 @@ Only concrete values are checked: tracers, and the None of a vmap's `in_axes` tr
 import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import SupportsIndex
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key, Num, PyTree, Shaped
+from jaxtyping import Array, Int, Key, Num, PyTree, Shaped
 
 from jaxsgd.core.part import NumberKey
 
@@ -131,6 +132,15 @@ def count(value: object, name: str, least: int = 0) -> None:
             raise ValueError(f"{name} is {value}, expected a whole number of at most {MAX_SIZE}")
 
 
+def step(value: object, name: str = "step") -> Int[Array, ""]:
+    """A step number (0 at the first) as an int32[]; only the dtype of a tracer is checked."""
+    if not isinstance(value, Tracer):
+        value = integer(value, name, 0)
+    elif not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} is an array of {value.dtype}, expected an int32")
+    return jnp.asarray(value, jnp.int32)
+
+
 def steps_fit(steps: int, name: str, at: object) -> None:
     """Refuse steps from a step on that the counter of a state, an int32, cannot count.
 
@@ -148,6 +158,19 @@ def steps_fit(steps: int, name: str, at: object) -> None:
             f"{name}: expected at most {most} steps, got {steps}: a state counts its steps in 32 "
             "bits"
         )
+
+
+@contextmanager
+def traced(what: str, instead: str) -> Iterator[None]:
+    """Turn JAX's error about a traced value that Python needs into a sentence about `what`."""
+    try:
+        yield
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(f"{what} while it is traced; {instead}") from error
 
 
 def no_iterator(data: object, name: str = "data") -> None:
@@ -236,10 +259,27 @@ def no_mask_in(tree: PyTree, name: str) -> None:
 
 
 def no_text(leaf: np.ndarray, where: str) -> None:
-    """Refuse text, dates, objects and masked arrays."""
+    """Refuse text, dates, objects and masked arrays, and numbers of a kind that JAX lacks."""
     no_mask(leaf, where)
-    if leaf.dtype.kind in "OUSMm":
-        raise TypeError(f"{where} is an array of {leaf.dtype}, expected numbers")
+    dtype = leaf.dtype
+    if dtype.kind in "OUSMm" or dtype.names:
+        raise TypeError(f"{where} is an array of {dtype}, expected numbers")
+    if not dtype.isnative:
+        raise TypeError(
+            f"{where} is an array of {dtype}, expected this machine's byte order: "
+            "x.astype(x.dtype.newbyteorder('='))"
+        )
+    if dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
+        raise TypeError(f"{where} is an array of {dtype}, expected at most 64 bits a number")
+
+
+def not_deleted(leaf: object, where: str) -> None:
+    """Refuse an array whose buffer was given to an earlier call."""
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+        raise ValueError(
+            f"{where} was deleted: an earlier call took its memory (donate_argnums, or delete()); "
+            "expected the result of that call, or a copy made before it"
+        )
 
 
 def fits_32_bits(leaf: np.ndarray, where: str) -> None:
@@ -291,8 +331,11 @@ def params(tree: PyTree) -> None:
     """Refuse parameters that are not all float arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         no_mask(leaf, f"params{jax.tree_util.keystr(path)}")
+        not_deleted(leaf, f"params{jax.tree_util.keystr(path)}")
         is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct)
         if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
+            if isinstance(leaf, np.ndarray):
+                no_text(leaf, f"params{jax.tree_util.keystr(path)}")
             continue
         given = f"an array of {leaf.dtype}" if is_array else f"{leaf!r} ({type(leaf).__name__})"
         if is_array or isinstance(leaf, int | float):

@@ -265,3 +265,4 @@ def _check_leaf(leaf: object, where: str) -> None:
         )
     if isinstance(leaf, np.ndarray):
         validation.no_text(leaf, where)
+    validation.not_deleted(leaf, where)

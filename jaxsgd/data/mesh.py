@@ -263,6 +263,7 @@ def process_rows(size: int, mesh: Mesh, *, axis: str = "data", shards: int = 8) 
     >>> jaxsgd.process_rows(1001, jax.make_mesh((1,), ("data",)))  # one process has them all
     slice(0, 1001, None)
     """
+    size = validation.integer(size, "size", 1)
     held = counts(size, _checked(mesh, axis, shards, size))
     own = _own_shards(mesh, axis, shards)
     return slice(int(held[: own.start].sum()), int(held[: own.stop].sum()))
@@ -274,6 +275,8 @@ def auto(mesh: Mesh) -> Mesh:
 
 
 def _checked(mesh: Mesh, axis: str, shards: int, size: int) -> int:
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is {mesh!r}, expected one such as jax.make_mesh((2,), ({axis!r},))")
     if axis not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {axis!r}")
     shards, devices = validation.integer(shards, "MeshRows's shards", 1), mesh.shape[axis]

@@ -127,7 +127,13 @@ class StreamedRows(Rows):
                 out[...] = rows
             return out
 
-        return jax.tree.map(fill, out, self.read(index, out))
+        rows = self.read(index, out)
+        if jax.tree.structure(rows) != jax.tree.structure(out):
+            raise TypeError(
+                f"{type(self).__name__}.read returned {jax.tree.structure(rows)}, expected the "
+                f"structure of its shapes, {jax.tree.structure(out)}, such as what it got as `out`"
+            )
+        return jax.tree.map(fill, out, rows)
 
     def _steps_of_a_chunk(self, sampler: Sampler) -> int:
         """How many batches a chunk holds: its bytes, and all rows that are shuffled together."""

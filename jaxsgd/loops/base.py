@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsgd import contracts
@@ -84,6 +85,10 @@ def rows_for(solver: object, state: object, data: PyTree) -> Rows:
             f"state is of type {type(state).__name__}, expected the State that "
             "solver.init(params, data, key=key) or an earlier run returned"
         )
+    dtype = np.dtype(getattr(state.step, "dtype", type(state.step)))
+    if dtype.kind != "i":
+        raise TypeError(f"state.step is of {dtype}, expected an int32[]: the steps taken so far")
+    validation.not_deleted(state.step, "state")
     return as_rows(data)
 
 

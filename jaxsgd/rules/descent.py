@@ -7,7 +7,7 @@ parameters. Accumulators and numbers are float32 (float64 where the parameter is
 bfloat16 parameters: in bfloat16 a decay of 0.999 would be 1.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array, Int, PyTree
@@ -43,6 +43,12 @@ class SGD(ScheduledRule):
     >>> updates.round(3).tolist()
     [-0.10000000149011612, 0.20000000298023224]
     """
+
+    elsewhere: ClassVar[dict[str, str]] = {
+        "momentum": "jaxsgd.Momentum(learning_rate, momentum)",
+        "nesterov": "jaxsgd.Nesterov(learning_rate, momentum)",
+        "weight_decay": "the solver's penalty=jaxsgd.L2(strength)",
+    }
 
     learning_rate: Rate = number(converter=as_rate)
 

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import NumberKey, as_callable, as_contract, part, set_fields, static
+from jaxsgd.core.part import NumberKey, as_callable, as_contract, no_class, part, set_fields, static
 from jaxsgd.core.trees import accumulate, accumulator_of, strong
 from jaxsgd.rules.base import Rule
 from jaxsgd.schedules import Rate, rate_at
@@ -71,9 +71,10 @@ class FromOptax(Rule):
             for key, value in hyperparameters.items()
             if key not in static and _is_number(value, parameters.get(key))
         }
-        for key, value in numbers.items():
-            if key == "learning_rate" and not callable(value):
-                validation.number(value, f"{name}'s {key}")
+        rate = hyperparameters.get("learning_rate")
+        no_class(rate, f"{name}'s learning_rate")
+        if not callable(rate):
+            validation.number(rate, f"{name}'s learning_rate")
         for key, value in hyperparameters.items():
             if callable(value):
                 as_callable(value, f"{name}'s {key}")
@@ -142,14 +143,10 @@ class FromOptax(Rule):
     @contextmanager
     def _traced_numbers(self) -> Iterator[None]:
         """Turns JAX's error about the value of a traced number into a sentence."""
-        try:
+        what = f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)})"
+        instead = "name that number in static=(...); each value then compiles anew"
+        with validation.traced(what, instead):
             yield
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-            raise TypeError(
-                f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)}) "
-                "while it is traced; name that number in static=(...); each value then compiles "
-                "anew"
-            ) from error
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Hashable, PyTree]], Aux]:
         # sorted: the order of keywords does not matter; with types: 1 == True

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxsgd.core.part import field, part
+from jaxsgd.core.part import field, innermost, part
 from jaxsgd.core.trees import accumulate
-from jaxsgd.penalties import ProximalPenalty
+from jaxsgd.penalties import L1, ElasticNet, ProximalPenalty
 from jaxsgd.rules.base import Rule
 from jaxsgd.rules.descent import SGD, Momentum, MomentumState
+from jaxsgd.rules.line_search import LineSearch
 from jaxsgd.schedules import rate_at
 
 
@@ -83,3 +84,24 @@ class Proximal(Rule):
     def proximal_penalty(self) -> ProximalPenalty:
         """The penalty."""
         return self.penalty
+
+
+def check_penalty(penalty: object, rule: Rule) -> None:
+    """Refuse a solver's penalty that its rule cannot minimise, or adds as well.
+
+    Raises:
+      ValueError: `L1` or `ElasticNet` with `LineSearch`, or a penalty of the same kind in both.
+    """
+    has_corners, within = isinstance(penalty, L1 | ElasticNet), rule.proximal_penalty
+    if has_corners and isinstance(innermost(rule), LineSearch):
+        raise ValueError(
+            f"the solver's penalty is {penalty!r} with LineSearch, which stands still at the "
+            f"corners of |params|, expected the rule Proximal(SGD(rate), {penalty!r}) and no "
+            "penalty"
+        )
+    is_same = within is not None and type(penalty) is type(within)
+    if is_same or (has_corners and isinstance(within, L1 | ElasticNet)):
+        raise ValueError(
+            f"the solver's penalty is {penalty!r}, and its rule adds {within!r}, expected one of "
+            "them: the penalty would count twice"
+        )

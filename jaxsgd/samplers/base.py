@@ -161,7 +161,7 @@ class EpochSampler(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        epoch, positions, weight = self.epoch_positions(jnp.asarray(step, jnp.int32))
+        epoch, positions, weight = self.epoch_positions(validation.step(step))
         return Batch(self.rows(key, epoch, positions), weight)
 
     @default_property

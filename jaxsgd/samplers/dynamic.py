@@ -88,6 +88,7 @@ class DynamicBatch(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
+        step = validation.step(step)
         count = jnp.asarray(self.batch_size, jnp.int32)
         position = jnp.arange(self.batch_length, dtype=jnp.int32)
         if isinstance(self.sampler, WithReplacement):
@@ -95,7 +96,6 @@ class DynamicBatch(CounterSampler):
             index = jnp.where(position < valid, index, index[0])
         else:
             steps = jnp.asarray(self.steps_per_epoch, jnp.int32)
-            step = jnp.asarray(step, jnp.int32)
             epoch, start = jax.lax.div(step, steps), jax.lax.rem(step, steps) * count
             valid = jnp.minimum(self.known_size - start, count)
             index = self.sampler.rows(key, epoch, start + jnp.minimum(position, valid - 1))

@@ -70,7 +70,7 @@ class FixedBatches(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step`; the key is not used."""
-        place = jax.lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(self.steps_per_epoch))
+        place = jax.lax.rem(validation.step(step), jnp.int32(self.steps_per_epoch))
         return Batch(*gather((self.index, self.weight), place))
 
 
@@ -80,8 +80,11 @@ def _as_arrays(
     size: int | None,
 ) -> tuple[Int[Array, "T B"], Float[Array, "T B"]]:
     """Batches and weights as arrays, checked."""
+    validation.no_mask(index, "FixedBatches's index")
     if isinstance(index, np.ndarray | jax.Array):
         rows = np.asarray(index)
+    elif index is None or isinstance(index, str):
+        raise TypeError(f"FixedBatches's index is {index!r}, expected int[steps, batch size]")
     else:
         rows, own = _padded(index)
         weight = own if weight is None else weight
@@ -115,10 +118,10 @@ def _padded(batches: Sequence[Sequence[float] | np.ndarray]) -> tuple[np.ndarray
     for i, batch in enumerate(rows):
         if batch.ndim != 1 or batch.size == 0:
             raise ValueError(
-                f"FixedBatches's batch {i} is of shape {batch.shape}, expected one row or more"
+                f"FixedBatches's index[{i}] is of shape {batch.shape}, expected one row or more"
             )
     if not rows:
-        raise ValueError("FixedBatches was given no batch, expected one or more")
+        raise ValueError("FixedBatches's index is empty, expected one batch or more")
     most = max(len(batch) for batch in rows)
     index = np.stack([np.pad(batch, (0, most - len(batch)), mode="edge") for batch in rows])
     length = np.array([[len(batch)] for batch in rows])

@@ -111,7 +111,7 @@ class ImportanceSampled(Sampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key; the table is computed anew."""
-        return self.update(self.init(key)._replace(step=jnp.asarray(step, jnp.int32)))[0]
+        return self.update(self.init(key)._replace(step=validation.step(step)))[0]
 
 
 @jax.jit

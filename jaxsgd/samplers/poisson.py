@@ -88,7 +88,7 @@ class Poisson(Sampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        return self._drawn(validation.key(key), step)[0]
+        return self._drawn(validation.key(key), validation.step(step))[0]
 
     def _drawn(
         self, key: PRNGKeyArray, step: Int[Array, ""] | int

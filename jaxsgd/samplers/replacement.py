@@ -1,6 +1,5 @@
 """A sampler of rows drawn with replacement."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxsgd.core import validation
@@ -30,5 +29,5 @@ class WithReplacement(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
-        drawn = random_words(validation.key(key), jnp.asarray(step, jnp.int32), self.batch_size)
+        drawn = random_words(validation.key(key), validation.step(step), self.batch_size)
         return Batch(randint_below(drawn, self.known_size), uniform(self.batch_size))

@@ -78,7 +78,7 @@ class Sharded(CounterSampler):
 
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key: the rows of shard 0, then of shard 1, ..."""
-        step, steps, key = jnp.asarray(step, jnp.int32), self.steps_per_epoch, validation.key(key)
+        step, steps, key = validation.step(step), self.steps_per_epoch, validation.key(key)
         n, least = self.size or 0, (self.size or 0) // self.shards
         shard = np.arange(self.shards, dtype=np.int32)[:, None]
         count = counts(n, self.shards).astype(np.int32)[:, None]

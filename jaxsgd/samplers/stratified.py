@@ -101,7 +101,7 @@ class Stratified(CounterSampler):
         places = counts if self.proportions is None else _places(tuple(self.proportions), n)
         begins = np.cumsum(places) - places
 
-        step, position = jnp.asarray(step, jnp.int32), np.arange(self.batch_size, dtype=np.int32)
+        step, position = validation.step(step), np.arange(self.batch_size, dtype=np.int32)
         epoch, step_of_epoch = (
             jax.lax.div(step, jnp.int32(steps)),
             jax.lax.rem(step, jnp.int32(steps)),

@@ -155,7 +155,10 @@ def check_stop(stop: Stop, check: Check, state: PyTree) -> tuple[Int[Array, ""],
     Raises:
       TypeError: `update` broke the contract.
     """
-    returned = stop.update(check, state)
+    instead = "write jnp.where(check.monitor < 0.1, 1, 0), or return the bool itself"
+    what = f"{type(stop).__name__}.update needs the value of its check (in an if, bool() or NumPy)"
+    with validation.traced(what, instead):
+        returned = stop.update(check, state)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
             f"{type(stop).__name__}.update returned {type(returned).__name__}, expected the tuple "

@@ -116,7 +116,7 @@ def halving(
         raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
     factor = validation.integer(factor, "factor", 2)
 
-    run, rungs, taken = as_callable(run, "run"), [], 0
+    init, run, rungs, taken = as_callable(init, "init"), as_callable(run, "run"), [], 0
     numbers = kept = np.arange(n)
     scores = np.zeros((n, 0))
     states = sweep(init, *args, over=[settings, *repetitions], chunk=chunk, progress=False)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from jaxsgd.core import validation
 from jaxsgd.core.part import part
 from jaxsgd.sweeps.axes import is_number, length, repeated, value_at
 
@@ -127,6 +128,7 @@ class Sweep:
         Returns:
           A list of `Ranked`.
         """
+        most = None if most is None else validation.integer(most, "most", 1)
         scores, repeats = self.scores(by), repeated(self.over, mean_over)
         others = [i for i in range(len(self.shape)) if i not in repeats]
         runs = np.transpose(scores, (*others, *repeats))

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable
-from jaxsgd.core.trees import as_arguments, placed_like
+from jaxsgd.core.trees import as_arguments, placed_like, words_of
 from jaxsgd.data.base import Rows
 from jaxsgd.data.mesh import auto, find_meshes
 from jaxsgd.sweeps import memory
@@ -78,6 +78,10 @@ def sweep(
     ((3, 8), 0.02)
     """
     axes = as_axes(over)
+    for axis in axes:
+        # inside the program the values are traced, and no part can check them
+        if isinstance(rates := axis.get("learning_rate"), np.ndarray | jax.Array):
+            validation.number(rates, "over's 'learning_rate'")
     shape = tuple(map(length, axes))
     for i, arg in enumerate(args):
         _check_argument(i, arg, axes)
@@ -114,6 +118,13 @@ def _check_argument(i: int, arg: PyTree, axes: Sequence[dict[str, PyTree]]) -> N
                 f"argument {i} is a Sweep over {_axes_text(given)}, expected one over "
                 f"{_axes_text(expected)}"
             )
+        for own, axis in zip(arg.over, axes, strict=True):
+            for name, values in axis.items():
+                if not _are_equal(own[name], values):
+                    raise ValueError(
+                        f"argument {i} is a Sweep over other values of {name!r}, expected one over "
+                        "the same"
+                    )
         return
     for leaf in jax.tree.leaves(arg, is_leaf=is_sweep):
         if is_sweep(leaf):
@@ -127,6 +138,14 @@ def _check_argument(i: int, arg: PyTree, axes: Sequence[dict[str, PyTree]]) -> N
                 f"argument {i} of sweep holds {leaf!r}, expected arrays"
                 + hint * isinstance(leaf, Rows)
             )
+
+
+def _are_equal(one: PyTree, other: PyTree) -> bool:
+    """Whether the values of two axes are the same, where they are known."""
+    pairs = list(zip(*(jax.tree.leaves(words_of(tree)) for tree in (one, other)), strict=True))
+    if any(isinstance(x, Tracer) for pair in pairs for x in pair):
+        return True
+    return all(np.array_equal(*pair) for pair in jax.device_get(pairs))
 
 
 def _axes_text(axes: Sequence[tuple[list[str], int]]) -> str:

@@ -40,9 +40,10 @@ class Result(NamedTuple):
     history: dict[str, np.ndarray]  # one entry per epoch
     reason: Reason
     model_state: PyTree  # that belongs to `params`, of a loss with `has_model_state`
+    message: str  # why the run ended, with the values that ended it
 
     def __repr__(self) -> str:
-        parts = described({"params": self.params, "state": f"at step {int(self.state.step)}"})
+        parts = [*described({"params": self.params}), f"  state at step {int(self.state.step)}"]
         for name, values in self.history.items():
             if name in ("epoch", "step") or not len(values):
                 continue
@@ -52,12 +53,6 @@ class Result(NamedTuple):
                 f"most {values[high]:.6g} in epoch {high + 1}"
             )
         return "\n".join((f"Result: {self.message}", *parts))
-
-    @property
-    def message(self) -> str:
-        """Why the run ended, in one line."""
-        epochs = len(self.history["epoch"])
-        return f"ended in epoch {epochs}, after {int(self.state.step)} steps: {self.reason}"
 
 
 def fit(
@@ -138,8 +133,9 @@ def fit(
       progress: show a progress bar with the loss and the rows per second (needs tqdm).
 
     Returns:
-      `Result(params, state, history, reason, model_state)`, and `message`, which says why the run
-      ended. With a rule that averages, `params`, validation and metrics are of the average.
+      `Result(params, state, history, reason, model_state, message)`; the message says why the run
+      ended: what was not finite in which step, or the monitored value and its best epoch. With a
+      rule that averages, `params`, validation and metrics use the averaged parameters.
       History: `epoch` and `step` (the number taken so far), `loss` (the mean over the epoch's rows,
       each before the update it was a part of), `seconds` of the epoch's training (compilation
       included in the first), `validation_loss`, and `validation_<metric>` (`<metric>` on `data`).
@@ -257,21 +253,22 @@ def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Re
                 if current is not start:
                     trainer.keep(current)
                 failed = current._replace(reason=int(Reason.FAILED))
-                error.result = _result(failed)  # pyright: ignore[reportAttributeAccessIssue]
+                error.result = _result(trainer, failed)  # pyright: ignore[reportAttributeAccessIssue]
                 error.add_note(trainer.position(current))
             raise
-        result = _result(current)
+        result = _result(trainer, current)
         if result.reason != Reason.EPOCHS:
             bar.say(result.message)
     return result
 
 
-def _result(current: FitState) -> Result:
+def _result(trainer: Trainer, current: FitState) -> Result:
     state = current.state
     params, model_state = params_of(state), state.model_state
     if current.best is not None and current.best_value < math.inf:
         params, model_state = current.best
-    return Result(params, state, current.history, Reason(current.reason), model_state)
+    message = trainer.message(current)
+    return Result(params, state, current.history, Reason(current.reason), model_state, message)
 
 
 def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:

@@ -27,6 +27,7 @@ from jaxsgd.loops.chunks import ChunkResult, advances
 from jaxsgd.rules.averaging import averaged, find_average
 from jaxsgd.solver import Solver
 from jaxsgd.stopping.base import Check, Reason, Stop, check_stop
+from jaxsgd.training.divergence import cause_of
 from jaxsgd.training.metrics import EpochMetrics
 
 LOGGED = ".logged"  # a file beside the checkpoints: the last epoch that was logged
@@ -239,6 +240,23 @@ class Trainer:
         return (
             where if self.checkpoint is None else f"{where}, and the checkpoint {self.checkpoint}"
         )
+
+    def message(self, fit: FitState) -> str:
+        """Why a fit ended, in one line, with the values that ended it."""
+        reason, history = Reason(fit.reason), fit.history
+        where = f"ended in epoch {len(history['epoch'])}, after {fit.step} steps: "
+        if reason == Reason.DIVERGED:
+            try:
+                cause = cause_of(self.solver, fit.state, self.data)
+            except Exception:  # the result must not be lost by the search for a cause
+                cause = None
+            return where + (f"diverged in step {fit.step}: {cause}" if cause else str(reason))
+        watched = history[self.monitor]
+        if not len(watched) or (self.stop is None and not self.restore_best):
+            return where + str(reason)
+        best = int(np.argmin(watched) if self.mode == "min" else np.argmax(watched))
+        values = f"{self.monitor} {watched[-1]:.6g}, best {watched[best]:.6g} in epoch {best + 1}"
+        return f"{where}{reason} ({values})"
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

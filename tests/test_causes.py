@@ -1,0 +1,176 @@
+"""What is wrong only together, or only in a run: each is named by its cause."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsgd
+from tests import table
+
+PARAMS, DATA = table.problem(n=12)
+KEY = jax.random.key(0)
+SOLVER = jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), jaxsgd.SGD(0.1))
+STATE = SOLVER.init(PARAMS, DATA, key=KEY)
+LASSO = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L1(0.1))
+
+
+def fit(**options):
+    given = {"key": KEY, "epochs": 3, "batch_size": 4, "learning_rate": 0.05, "progress": False}
+    data = options.pop("data", DATA)
+    return jaxsgd.fit(table.loss, PARAMS, data, **{**given, **options})
+
+
+def of_rule(rule, **options):
+    return lambda: jaxsgd.Solver(table.loss, jaxsgd.Shuffled(4), rule, **options)
+
+
+def masked(mask):
+    return lambda: jaxsgd.L2(0.1, mask=mask)(PARAMS)
+
+
+class Ones(jaxsgd.StreamedRows):
+    shapes = jax.ShapeDtypeStruct((12,), jnp.float32)
+
+    def read(self, index, out):
+        return {"rows": out}
+
+
+@jaxsgd.part
+class Branching(jaxsgd.Stop):
+    def init(self):
+        return ()
+
+    def update(self, check, state):
+        return 1 if check.monitor < 0.1 else 0, state
+
+
+@jaxsgd.part
+class Descent:  # the tests' check of types would refuse SGD's keyword before jaxsgd does
+    elsewhere: ClassVar[dict[str, str]] = jaxsgd.SGD.elsewhere
+    learning_rate: float = jaxsgd.number()
+
+
+def donated():
+    state = SOLVER.init(PARAMS, DATA, key=KEY)
+    jax.tree.map(lambda x: x.delete(), state)
+    jaxsgd.run(SOLVER, state, DATA, 3)
+
+
+swept = jaxsgd.sweep(
+    lambda learning_rate: 2 * learning_rate,
+    over={"learning_rate": np.array([0.1, 0.2])},
+    progress=False,
+)
+WRONG = {
+    "a keyword of another rule": (
+        lambda: Descent(0.1, momentum=0.9),
+        r"Descent takes no 'momentum', expected learning_rate; see jaxsgd.Momentum",
+    ),
+    "line search and corners": (
+        of_rule(jaxsgd.LineSearch(), penalty=jaxsgd.L1(0.1)),
+        r"L1.*LineSearch.*expected the rule Proximal",
+    ),
+    "a penalty twice": (of_rule(LASSO, penalty=jaxsgd.ElasticNet(0.1, 0.1)), "count twice"),
+    "a penalty twice, averaged": (
+        of_rule(jaxsgd.EMA(LASSO, 0.9), penalty=jaxsgd.L1(0.2)),
+        "count twice",
+    ),
+    "a mask of numbers": (masked(lambda p: {"weight": 1.0, "bias": 0.0}), "expected True or False"),
+    "a mask of another structure": (masked(lambda p: {"w": True}), "expected a prefix"),
+    "a schedule that branches": (
+        lambda: fit(learning_rate=lambda step: 0.1 if step < 10 else 0.01),
+        r"the schedule .* needs the value of the step .* write jnp.where",
+    ),
+    "a stop that branches": (
+        lambda: jaxsgd.run_until(SOLVER, STATE, DATA, Branching(), max_steps=4, check_every=2),
+        r"Branching.update needs the value of its check .* write jnp.where",
+    ),
+    "a step that is a float": (
+        lambda: jaxsgd.run(SOLVER, STATE._replace(step=jnp.zeros(())), DATA, 3),
+        r"state.step is of float32, expected an int32",
+    ),
+    "a state that was donated": (donated, "state was deleted: an earlier call"),
+    "a sweep over other values": (
+        lambda: jaxsgd.sweep(lambda a, learning_rate: a, swept, over={"learning_rate": [0.1, 0.3]}),
+        "a Sweep over other values of 'learning_rate'",
+    ),
+    "a negative rate in a sweep": (
+        lambda: jaxsgd.sweep(lambda learning_rate: 0.0, over={"learning_rate": [0.1, -0.1]}),
+        "over's 'learning_rate' is .* expected at least 0",
+    ),
+    "rows of another structure": (
+        lambda: jaxsgd.evaluate(lambda p, row: row, jnp.zeros(()), Ones()),
+        "Ones.read returned .* expected the structure of its shapes",
+    ),
+    "a rate of Optax's that is text": (
+        lambda: jaxsgd.FromOptax(optax.adam, learning_rate="x"),
+        "adam's learning_rate is 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_combination_is_refused(what):
+    call, message = WRONG[what]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_what_is_right_beside_them_is_taken():
+    of_rule(LASSO, penalty=jaxsgd.L2(0.1))()
+    of_rule(jaxsgd.LineSearch(), penalty=jaxsgd.L2(0.1))()
+    of_rule(jaxsgd.SGD(0.1), penalty=jaxsgd.L1(0.1))()
+    jaxsgd.sweep(lambda a, learning_rate: a, swept, over={"learning_rate": np.array([0.1, 0.2])})
+    assert jaxsgd.L2(0.1, mask=lambda p: np.True_)(PARAMS) == jaxsgd.L2(0.1)(PARAMS)
+
+
+def with_nan(place=jnp.asarray):
+    x, y = (np.array(leaf) for leaf in DATA)
+    x[7, 1] = np.nan
+    return place((x, y)) if place is not jnp.asarray else (jnp.asarray(x), jnp.asarray(y))
+
+
+@pytest.mark.parametrize("place", [jnp.asarray, jaxsgd.HostRows], ids=["device", "host"])
+def test_a_diverged_fit_names_the_row(place):
+    result = fit(data=with_nan(place))
+    assert result.reason == jaxsgd.Reason.DIVERGED
+    step = int(result.state.step)
+    assert result.message.endswith(f"diverged in step {step}: row 7 of data[0] holds nan")
+    assert 7 in SOLVER.batches(result.state, DATA, 1).index[0]
+    assert result.message in repr(result)
+
+
+def test_a_diverged_fit_names_the_rate_the_loss_or_the_penalty():
+    late = fit(learning_rate=lambda step: jnp.where(step == 4, jnp.nan, 0.05))
+    assert late.message.endswith("diverged in step 4: the learning rate is nan")
+    assert "the loss of the batch is inf" in fit(epochs=60, learning_rate=50.0).message
+    infinite = lambda params: jnp.sum(params["weight"]) * jnp.inf  # noqa: E731
+    assert "the penalty is inf" in fit(penalty=infinite).message
+    mesh = jax.make_mesh((1,), ("data",))
+    spread = fit(data=jaxsgd.MeshRows(with_nan(), mesh, shards=2))
+    assert "diverged in step" in spread.message
+    assert "the loss of the batch is nan" in spread.message
+
+
+def test_a_search_for_the_cause_that_fails_loses_nothing(monkeypatch):
+    def fail(*args):
+        raise OSError("no disk")
+
+    monkeypatch.setattr("jaxsgd.training.trainer.cause_of", fail)
+    result = fit(data=with_nan())
+    assert result.message.endswith(str(jaxsgd.Reason.DIVERGED))
+
+
+def test_a_stopped_fit_names_the_value_and_the_best_epoch():
+    result = fit(epochs=50, validation=DATA, stop=jaxsgd.Converged(atol=10.0))
+    value = result.history["validation_loss"]
+    assert f"validation_loss {value[-1]:.6g}, best {value.min():.6g}" in result.message
+    assert "in epoch 2)" in result.message
+    largest = {"n": lambda params, row: params["bias"]}
+    best = fit(metrics=largest, monitor="n", mode="max", restore_best=True)
+    assert f"best {best.history['n'].max():.6g}" in best.message
+    assert fit().message == "ended in epoch 3, after 9 steps: all epochs were run"
