@@ -60,6 +60,9 @@ def evaluate(
     """
     batch_size = validation.integer(batch_size, "evaluate's batch_size", 1)
     validation.no_mask_in(params, "params")
+    kind = type(params)
+    if isinstance(params, tuple) and kind.__module__.startswith("jaxsgd."):  # a State, a Result
+        raise TypeError(f"params is a {kind.__name__}, expected its attribute `params`")
     n = as_rows(data).size
     if sample_weight is not None:
         validation.weights(sample_weight, "sample_weight")

@@ -106,6 +106,23 @@ WRONG = {
         lambda: jaxsgd.evaluate(lambda p, row: row, jnp.zeros(()), Ones()),
         "Ones.read returned .* expected the structure of its shapes",
     ),
+    "a metric without a mode": (
+        lambda: fit(
+            metrics={"accuracy": lambda params, row: row[1] > 0},
+            monitor="accuracy",
+            restore_best=True,
+        ),
+        "monitor='accuracy' was given without a mode, expected mode='max'",
+    ),
+    "an axis that is no argument": (
+        lambda: jaxsgd.sweep(lambda lr: lr, over={"rate": [0.1]}),
+        r"takes \(lr\), but is called with 0 arguments and, by name, over's rate",
+    ),
+    "a state for its params": (
+        lambda: jaxsgd.evaluate(table.loss, STATE, DATA),
+        "params is a State, expected its attribute `params`",
+    ),
+    "a path for an array": (lambda: jaxsgd.HostRows("x.npy"), r"data is the path 'x.npy'.*np.load"),
     "a rate of Optax's that is text": (
         lambda: jaxsgd.FromOptax(optax.adam, learning_rate="x"),
         "adam's learning_rate is 'x'",
@@ -125,6 +142,7 @@ def test_what_is_right_beside_them_is_taken():
     of_rule(jaxsgd.LineSearch(), penalty=jaxsgd.L2(0.1))()
     of_rule(jaxsgd.SGD(0.1), penalty=jaxsgd.L1(0.1))()
     jaxsgd.sweep(lambda a, learning_rate: a, swept, over={"learning_rate": np.array([0.1, 0.2])})
+    fit(batch_size=None)  # 64, but there are 12 rows
     assert jaxsgd.L2(0.1, mask=lambda p: np.True_)(PARAMS) == jaxsgd.L2(0.1)(PARAMS)
 
 

@@ -442,5 +442,7 @@ def test_a_stop_is_told_what_to_watch_where_there_is_no_validation_loss():
     stop = jaxsgd.EarlyStopping(2)
     with pytest.raises(ValueError, match="monitor: expected one of validation_mae, loss, got None"):
         jaxsgd.fit(noisy, PARAMS, DATA, stop=stop, **options)
-    assert jaxsgd.fit(noisy, PARAMS, DATA, stop=stop, monitor="validation_mae", **options)
+    assert jaxsgd.fit(
+        noisy, PARAMS, DATA, stop=stop, monitor="validation_mae", mode="min", **options
+    )
     assert jaxsgd.fit(noisy, PARAMS, DATA, stop=jaxsgd.SmallStep(1e-9), **options)

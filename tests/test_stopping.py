@@ -344,7 +344,7 @@ def test_fit_watches_what_is_asked_for():
     assert by_loss.reason == Reason.CONVERGED
     assert changes[-1] <= 1e-3 < changes[:-1].min()
     metrics = {"error": lambda params, row: jnp.abs(table.residual(params, row))}
-    by_error = fit(Converged(1e-2), metrics=metrics, monitor="error")
+    by_error = fit(Converged(1e-2), metrics=metrics, monitor="error", mode="min")
     changes = abs(np.diff(by_error.history["error"]))
     assert changes[-1] <= 1e-2 < changes[:-1].min()
     by_step = fit(SmallStep(1e-2))

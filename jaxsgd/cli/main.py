@@ -89,7 +89,8 @@ def _fit(args: argparse.Namespace) -> int:
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     out = Path(args.out or f"jaxsgd-{name}")
     sampler = _sampler(args, len(rows.train[0]))
-    steps = args.epochs * sampler.for_size(len(rows.train[0])).steps_per_epoch
+    epochs = validation.integer(args.epochs, "--epochs", 1)
+    steps = epochs * sampler.for_size(len(rows.train[0])).steps_per_epoch
     make_rule = _make_rule(args, args.rule, steps)
     rule = make_rule(learning_rate=args.learning_rate, momentum=args.momentum, l1=args.l1)
     stop = options.stop(args.stop)
@@ -103,7 +104,7 @@ def _fit(args: argparse.Namespace) -> int:
         rows.train,
         key=fit_key,
         sampler=sampler,
-        epochs=args.epochs,
+        epochs=epochs,
         rule=rule,
         penalty=L2(args.l2, mask=weights_only),
         validation=rows.held_out,

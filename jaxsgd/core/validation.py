@@ -31,7 +31,8 @@ def integer(value: object, name: str, least: int, most: int = MAX_SIZE) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(
             f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
-            "that is traced (by jit, vmap, sweep) close over it instead of passing it"
+            "that is traced (by jit, vmap, sweep) close over it instead of passing it (for a batch "
+            "size, DynamicBatch takes one that is traced)"
         )
     try:
         result = operator.index(value)  # pyright: ignore[reportArgumentType]

@@ -253,7 +253,7 @@ def _check_leaf(leaf: object, where: str) -> None:
         is_scalar = isinstance(leaf, np.ndarray | np.generic | jax.Array)
         given = "a scalar" if is_scalar else f"a {type(leaf).__name__}"
         hint = "convert it with jnp.asarray, or step over a loader's batches by solver.step_on"
-        if type(leaf).__module__.startswith("torch"):
+        if type(leaf).__module__.startswith("torch") and hasattr(leaf, "numpy"):
             hint = "convert it with its method numpy()"
         if type(leaf).__module__.startswith(("pandas", "polars")):
             hint = "convert it with its method to_numpy(), as floats"

@@ -90,6 +90,11 @@ class HostRows(StreamedRows):
 
 def _shape_of(path: KeyPath, source: Source) -> jax.ShapeDtypeStruct:
     where, kind = f"data{jax.tree_util.keystr(path)}", type(source).__name__
+    if isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"{where} is the path {str(source)!r}, expected what it holds: "
+            "np.load(path, mmap_mode='r')"
+        )
     try:
         shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
         if shape is None or dtype is None:

@@ -1,5 +1,6 @@
 """`sweep`: many runs at once, all settings and seeds in one program."""
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ def sweep(
     shape = tuple(map(length, axes))
     for i, arg in enumerate(args):
         _check_argument(i, arg, axes)
+    _check_call(fn, args, axes)
     values = tuple(arg.runs if isinstance(arg, Sweep) else arg for arg in args)
     call, arrays = as_arguments(((as_callable(fn, "fn"), values), axes))
     is_compact = [False] * len(jax.tree.leaves(call[0]))
@@ -104,6 +106,22 @@ def sweep(
         at = jax.device_put(np.array(start, np.int32))
         runs = jax.block_until_ready(run_block(runs, at, call, arrays, plan=plan, block=block))
     return Sweep(runs, axes)
+
+
+def _check_call(fn: object, args: Sequence[PyTree], axes: Sequence[dict[str, PyTree]]) -> None:
+    """Refuse a function that does not take the arguments, or not by the names of the axes."""
+    names = [name for axis in axes for name in axis]
+    try:
+        signature = inspect.signature(fn)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **dict.fromkeys(names))
+    except TypeError as error:
+        raise TypeError(
+            f"fn {getattr(fn, '__qualname__', repr(fn))} takes {signature}, but is called with "
+            f"{len(args)} arguments and, by name, over's {', '.join(names)}: {error}"
+        ) from None
 
 
 def _check_argument(i: int, arg: PyTree, axes: Sequence[dict[str, PyTree]]) -> None:

@@ -74,7 +74,7 @@ def fit(
     metrics: Mapping[str, MetricLike] | None = None,
     stop: Stop | None = None,
     monitor: str | None = None,
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     restore_best: bool = False,
     log: Callable[[dict[str, float]], object] | None = None,
     checkpoint: str | PathLike[str] | None = None,
@@ -101,8 +101,8 @@ def fit(
       data: a pytree of arrays that share their leading axis, `HostRows` or `MeshRows`.
       key: a typed key.
       epochs: how many in all, at least 0.
-      batch_size: rows of a batch of the `Shuffled` sampler, 64 if neither this nor `sampler` is
-        given.
+      batch_size: rows of a batch of the `Shuffled` sampler; 64, or all where there are fewer, if
+        neither this nor `sampler` is given.
       learning_rate: the rate (a number or a schedule) of `SGD`; give this or `rule`.
       rule: a rule, or any Optax transformation.
       sampler: another sampler than `Shuffled`.
@@ -117,8 +117,8 @@ def fit(
       stop: when to stop before the last epoch, such as `EarlyStopping(5)`; checked once an epoch.
       monitor: the entry of the history that `stop` and `restore_best` watch. By default
         `validation_loss`, or, without validation, `loss` (the penalty is in neither).
-      mode: `"min"` where a smaller value is better, `"max"` where a larger one is; then the stop
-        sees the negated value.
+      mode: `"min"` where a smaller value is better, as for a loss, `"max"` where a larger one is;
+        then the stop sees the negated value. Needed where `monitor` names a metric.
       restore_best: return the parameters of the epoch with the best monitored value.
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
@@ -170,7 +170,7 @@ def fit(
     progress = check.flag(progress, "progress")
     solver = Solver(
         loss_or_gradient,
-        _sampler(sampler, batch_size),
+        _sampler(sampler, batch_size, data),
         _rule(rule, learning_rate),
         penalty,
         sample_weight,
@@ -180,6 +180,7 @@ def fit(
     solver = as_arguments(solver)
     data = _checked_data(solver, state, data)
     evaluated = epoch_metrics(solver, state, data, metrics, validation, validation_sample_weight)
+    watched, direction = monitored_entry(monitor, mode, stop, restore_best, evaluated.names)
     steps = solver.sampler_for(data).steps_per_epoch
     check.steps_fit(epochs * steps, f"epochs of {steps} steps each", 0)
     every = steps if checkpoint_every is None else checkpoint_every
@@ -189,8 +190,8 @@ def fit(
         steps=steps,
         metrics=evaluated,
         stop=None if stop is None else as_arguments(as_stop(stop)),
-        monitor=monitored_entry(monitor, mode, stop, restore_best, evaluated.names),
-        mode=mode,
+        monitor=watched,
+        mode=direction,
         restore_best=restore_best,
         log=log,
         checkpoint=None if checkpoint is None else checked_folder(checkpoint),
@@ -219,10 +220,10 @@ def _rule(
     )
 
 
-def _sampler(sampler: Sampler | None, batch_size: int | None) -> Sampler:
+def _sampler(sampler: Sampler | None, batch_size: int | None, data: PyTree) -> Sampler:
     """The sampler, or `Shuffled` with the batch size."""
     if sampler is None:
-        return Shuffled(64 if batch_size is None else batch_size)
+        return Shuffled(min(64, as_rows(data).size) if batch_size is None else batch_size)
     if batch_size is not None:
         raise ValueError(
             f"fit was given batch_size={batch_size} and a sampler, expected one of them"

@@ -64,10 +64,17 @@ def epoch_metrics(
 
 
 def monitored_entry(
-    monitor: str | None, mode: str, stop: Stop | None, restore_best: bool, evaluated: list[str]
-) -> str:
-    """The entry of the history that is watched: the first, if none was named."""
-    if mode not in ("min", "max"):
+    monitor: str | None,
+    mode: str | None,
+    stop: Stop | None,
+    restore_best: bool,
+    evaluated: list[str],
+) -> tuple[str, str]:
+    """The entry of the history that is watched, and whether its best is the least or the largest.
+
+    By default a loss, whose best is the least.
+    """
+    if mode not in ("min", "max", None):
         raise ValueError(f"mode is {mode!r}, expected 'min' or 'max'")
     names = [*evaluated, "loss"]
     watches = restore_best or (isinstance(stop, Stop) and stop.watches_monitor)
@@ -101,7 +108,12 @@ def monitored_entry(
             "end, expected validation= or monitor= one of the metrics; the training loss is that "
             "of the parameters before each step"
         )
-    return monitor
+    if mode is None and monitor not in ("loss", "validation_loss"):
+        raise ValueError(
+            f"monitor={monitor!r} was given without a mode, expected mode='max' if larger values "
+            "are better, or mode='min'"
+        )
+    return monitor, mode or "min"
 
 
 def _functions(
