@@ -12,9 +12,13 @@ jaxsgd reads all formats from 2 to its own. It refuses any other format with a m
 the version that wrote the checkpoint.
 """
 
+import os
+import platform
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -229,6 +233,42 @@ def checked_folder(path: str | PathLike[str]) -> Path:
     return folder
 
 
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a folder of checkpoints, which is created, for one run alone.
+
+    The system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+      BlockingIOError: another run, of this or another process, holds it.
+    """
+    import filelock  # of the extra that `checked_folder` has asked for
+
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".owner"
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise BlockingIOError(
+            f"{folder} is in use by {holder}, expected one run at a time in a folder: wait for its "
+            "end, or give this run another folder"
+        ) from None
+    try:
+        if owner.exists():
+            message = (
+                f"{folder} was left by {owner.read_text()}, which was killed; going on from it"
+            )
+            warnings.warn(message, stacklevel=2)
+        owner.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        with suppress(OSError):  # the folder may be gone
+            owner.unlink()
+        lock.release()
+
+
 def check_tag(tag: object, name: str = "tag") -> None:
     """Refuse a tag that is not a string or None."""
     if tag is not None and not isinstance(tag, str):
@@ -237,6 +277,7 @@ def check_tag(tag: object, name: str = "tag") -> None:
 
 def _orbax() -> ModuleType:
     try:
+        import filelock  # noqa: F401
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError("checkpoints need Orbax: pip install 'jaxsgd[checkpoints]'") from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from os import PathLike
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
-from jaxsgd.checkpoints.orbax import check_tag, checked_folder
+from jaxsgd.checkpoints.orbax import check_tag, checked_folder, owned
 from jaxsgd.core import validation as check
 from jaxsgd.core.records import State, described
 from jaxsgd.core.trees import as_arguments
@@ -143,8 +144,8 @@ def fit(
     Raises:
       ValueError, TypeError: both or neither of `learning_rate` and `rule`, and all that `Solver`
         refuses; a checkpoint of another run.
-      ImportError, FileExistsError: Orbax is not installed, or the checkpoint folder holds other
-        things.
+      ImportError, FileExistsError, BlockingIOError: Orbax is not installed; the checkpoint folder
+        holds other things; another run is using it.
       OSError: rows on the host could not be read. This, and any error of `log` or a metric, has the
         `Result` so far in its attribute `result`, and is raised after a checkpoint was written.
 
@@ -201,7 +202,8 @@ def fit(
         key=check.key(key),
         params=state.params,
     )
-    return _train(trainer, trainer.begin(state), epochs, progress)
+    with nullcontext() if trainer.checkpoint is None else owned(trainer.checkpoint):
+        return _train(trainer, trainer.begin(state), epochs, progress)
 
 
 def _rule(

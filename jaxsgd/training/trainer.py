@@ -95,7 +95,6 @@ class Trainer:
         if self.checkpoint is None:
             return fit
         of = self.fingerprint  # an error in it is raised now, not a warning at a checkpoint
-        self.checkpoint.mkdir(parents=True, exist_ok=True)
         if not checkpoints(self.checkpoint):
             (self.checkpoint / LOGGED).unlink(missing_ok=True)
             return fit
@@ -232,7 +231,8 @@ class Trainer:
             save(self.checkpoint, fit, of=self.fingerprint, tag=self.checkpoint_tag)
         except Exception as error:  # a full disk, whatever the libraries make of it
             where = f"the checkpoint of step {fit.step} in {self.checkpoint}"
-            warnings.warn(f"{where} was not written: {error}", stacklevel=2)
+            reason = f"{type(error).__name__}: {error}"[:300]
+            warnings.warn(f"{where} was not written: {reason}", stacklevel=2)
 
     def position(self, fit: FitState) -> str:
         """Where the state of a fit that failed is."""

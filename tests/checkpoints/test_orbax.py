@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -447,3 +448,49 @@ def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
             learning_rate=0.1,
             checkpoint_every=3,
         )
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from jaxsgd.checkpoints.orbax import owned
+with owned(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_used_by_one_fit_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(BlockingIOError, match=f"in use by process {holder.pid} on .* one run"):
+            fit(folder, epochs=1)
+        holder.kill()
+    with pytest.warns(UserWarning, match=f"left by process {holder.pid} on .*, which was killed"):
+        fit(folder, epochs=1)
+    assert not (folder / ".owner").exists()
+
+    def again(record):
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()}"):
+            fit(folder, epochs=2)
+
+    assert fit(folder, epochs=2, log=again).history["epoch"].tolist() == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_gone_ends_no_fit(tmp_path, is_replaced):
+    folder = tmp_path / "run"
+
+    def remove(record):
+        if record["epoch"] == 2:
+            shutil.rmtree(folder)
+            if is_replaced:
+                folder.write_text("a file")
+
+    with pytest.warns(UserWarning, match="was not written"):
+        same(fit(folder, epochs=4, log=remove), fit(None, epochs=4))
+    assert is_replaced or fit(folder, epochs=5).history["epoch"].tolist() == [1, 2, 3, 4, 5]
