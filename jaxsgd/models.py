@@ -14,8 +14,12 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import as_callable, field, part, static
+from jaxsgd.core.part import as_callable, field, number, part, static
+from jaxsgd.core.validation import Number
 from jaxsgd.losses import RowLoss
+from jaxsgd.schedules import scalar
+
+Activation = Callable[[jax.Array], jax.Array]
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
 INITS: dict[str, initializers.Initializer] = {
@@ -73,6 +77,10 @@ class Linear:
         """The output (float[k] or float[]) for a row, or the outputs for several rows."""
         return x @ params["weight"].T + params["bias"]
 
+    def activate(self, x: jax.Array) -> jax.Array:
+        """The activation of hidden units, of which there are none."""
+        return x
+
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
         """The layers of params: one."""
         return (params,)
@@ -90,27 +98,47 @@ def _as_sizes(sizes: tuple[int, ...] | list[int], name: str = "sizes") -> tuple[
     return tuple(validation.integer(size, f"each of {name}", 1) for size in sizes)
 
 
+def _as_activation(activation: Activation | None, name: str = "activation") -> Activation | None:
+    if activation is not None and (not callable(activation) or isinstance(activation, type)):
+        raise TypeError(f"{name} is {activation!r}, expected a function such as jnp.tanh, or None")
+    return activation
+
+
 @part
 class MLP:
-    """A multilayer perceptron: linear layers with `relu(z) = max(z, 0)` between them.
+    """A multilayer perceptron: linear layers with an activation between them, and dropout.
+
+    `h = activation(weight @ h + bias)` for each hidden layer. With a key, a hidden unit is 0 with
+    probability `dropout`, and divided by `1 - dropout` otherwise (Srivastava et al. 2014); without
+    one, as in evaluation, all units stay as they are. A loss with a key trains with dropout:
+    `RowLoss(lambda params, row, key: fn(model(params, row[0], key), row[1]), keyed=True)`.
 
     Args:
       sizes: features, hidden units and outputs: `(784, 128, 10)`.
       initialise: `"lecun"` (the default) or another, as in `Linear`; `"he"` keeps the variance
         through relu. `"zeros"` is refused: all hidden units would remain equal.
+      activation: a function of an array, `jax.nn.relu` by default; None for a deep linear network.
+      dropout: the probability that a hidden unit is left out, at least 0 and below 1; a leaf. None
+        for no dropout.
 
     Params: a tuple of `{"weight": float32[k, m], "bias": float32[k]}`, one per layer.
 
     Raises:
-      ValueError: fewer than two sizes, or `"zeros"` where there are hidden units.
+      ValueError: fewer than two sizes, `"zeros"` where there are hidden units, a dropout outside
+        of 0 to 1.
 
-    >>> model = jaxsgd.models.MLP((4, 16, 3))
-    >>> model(model.init(jax.random.key(0)), jnp.ones(4)).shape
-    (3,)
+    >>> model = jaxsgd.models.MLP((4, 16, 3), activation=jnp.tanh, dropout=0.5)
+    >>> params = model.init(jax.random.key(0))
+    >>> model(params, jnp.ones(4)).shape, model(params, jnp.ones(4), jax.random.key(1)).shape
+    ((3,), (3,))
     """
 
     sizes: tuple[int, ...] = static(converter=_as_sizes)
     initialise: str = static(default="lecun", kw_only=True)
+    activation: Activation | None = static(
+        default=jax.nn.relu, converter=_as_activation, kw_only=True
+    )
+    dropout: Number | None = number(default=None, converter=validation.real(below=1), kw_only=True)
 
     def __post_init__(self) -> None:
         _check_init(self.initialise)
@@ -127,13 +155,24 @@ class MLP:
         return tuple(_layer(k, fan_in, fan_out, self.initialise) for k, fan_in, fan_out in sizes)
 
     def __call__(
-        self, params: PyTree, x: Num[Array, "... d"] | np.ndarray
+        self,
+        params: PyTree,
+        x: Num[Array, "... d"] | np.ndarray,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "... k"]:
-        """The outputs for a row, or for several rows."""
+        """The outputs for a row, or for several rows; with a key hidden units are dropped."""
         *hidden, last = params
-        for layer in hidden:
-            x = jax.nn.relu(x @ layer["weight"].T + layer["bias"])
+        for i, layer in enumerate(hidden):
+            x = self.activate(x @ layer["weight"].T + layer["bias"])
+            if key is not None and self.dropout is not None:
+                kept = 1 - scalar(self.dropout, "MLP's dropout").astype(x.dtype)
+                is_kept = jax.random.bernoulli(jax.random.fold_in(key, i), kept, x.shape)
+                x = jnp.where(is_kept, x / kept, 0)
         return x @ last["weight"].T + last["bias"]
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """The activation of hidden units."""
+        return x if self.activation is None else self.activation(x)
 
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
         """The layers of params: params itself."""
@@ -172,6 +211,12 @@ class ModelLoss:
                 f"ModelLoss's model is {self.model!r}, expected models.Linear or models.MLP; for "
                 "another model a loss is a function of (params, row)"
             )
+        if isinstance(self.model, MLP) and self.model.dropout is not None:
+            raise ValueError(
+                f"ModelLoss's model is {self.model!r}, whose dropout needs a key, expected "
+                "RowLoss(lambda params, row, key: fn(model(params, row[0], key), row[1]), "
+                "keyed=True)"
+            )
 
     def __call__(self, params: PyTree, row: PyTree) -> jax.Array:
         """The loss (float[]) of a row (x, y)."""
@@ -184,7 +229,7 @@ class ModelLoss:
         """The losses, and each layer's errors (float[B, k]) and inputs (float[B, m]).
 
         An error is the gradient of a row's loss with respect to the outputs of the layer before
-        relu (backpropagation's delta).
+        the activation (backpropagation's delta).
         """
         one = jax.tree.map(lambda x: x[0], rows)
         jax.eval_shape(lambda row: RowLoss(self).one(params, row, None, None), one)  # checks
@@ -197,7 +242,7 @@ class ModelLoss:
             inputs: list[jax.Array] = []
             output = x
             for layer, shift in zip(layers, shifts, strict=True):
-                inputs.append(jax.nn.relu(output) if inputs else output)
+                inputs.append(self.model.activate(output) if inputs else output)
                 output = inputs[-1] @ layer["weight"].T + layer["bias"] + shift
             return jax.vmap(self.fn)(output, y), tuple(inputs)
 

@@ -67,6 +67,42 @@ def test_mlp_is_linear_layers_with_relu_between(sizes):
     np.testing.assert_allclose(model(params, rows), out, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [None, jnp.tanh])
+def test_mlp_takes_another_activation_or_none(activation):
+    model = jaxsgd.models.MLP((3, 8, 4), activation=activation)
+    (first, second), x = (params := filled(init(model))), jnp.arange(3.0)
+    hidden = x @ first["weight"].T + first["bias"]
+    hidden = hidden if activation is None else jnp.tanh(hidden)
+    expected = hidden @ second["weight"].T + second["bias"]
+    np.testing.assert_allclose(model(params, x), expected, rtol=1e-5)
+    # and the gradients that are made of errors and inputs are those of the loss
+    loss = jaxsgd.models.ModelLoss(model, lambda out, y: jnp.sum((out - y) ** 2))
+    rows = jnp.stack([x, x + 1]), jnp.zeros((2, 4))
+    _, errors, inputs = loss.errors(params, rows)
+    grads = jax.grad(lambda p: jax.vmap(loss, (None, 0))(p, rows).sum())
+    chex.assert_trees_all_close(loss.summed(errors, inputs), grads(params), rtol=1e-4)
+
+
+def test_dropout_leaves_units_out_with_a_key_and_none_without():
+    model = jaxsgd.models.MLP((3, 1000, 1), activation=None, dropout=0.25)
+    ones = jnp.ones((1000, 3)) / 3, jnp.ones((1, 1000)) / 1000
+    params = tuple({"weight": w, "bias": jnp.zeros(len(w))} for w in ones)
+    x = jnp.ones(3)
+    np.testing.assert_allclose(model(params, x), 1, rtol=1e-5)
+    keys = jax.random.split(jax.random.key(0), 400)
+    outputs = jax.vmap(lambda key: model(params, x, key)[0])(keys)
+    # each of 1,000 units is 0 or 4/3, in the mean 1, of variance 1/3
+    np.testing.assert_allclose(outputs.mean(), 1, atol=5 * np.sqrt(1 / 3 / 1000 / 400))
+    np.testing.assert_allclose(outputs.var(), 1 / 3 / 1000, rtol=0.4)
+    two = jnp.stack([x, x])
+    assert float(jnp.ptp(model(params, two, jax.random.key(1)))) > 0  # a mask for each row
+    assert jax.tree.leaves(model) == [0.25]
+    same = jaxsgd.models.MLP((3, 1000, 1), activation=None)
+    np.testing.assert_array_equal(same(params, x, jax.random.key(2)), same(params, x))
+    with pytest.raises(ValueError, match="whose dropout needs a key, expected RowLoss"):
+        jaxsgd.models.ModelLoss(model, lambda out, y: 0.0)
+
+
 def test_a_model_is_static_and_its_parameters_a_tree_of_their_own():
     for model in (jaxsgd.models.Linear(3, 2), jaxsgd.models.MLP([3, 4, 2])):
         assert jax.tree.leaves(model) == []
