@@ -20,22 +20,33 @@ def fit(
     loss=table.loss,
     rule="momentum schedule",
     rate=0.05,
+    kind="plain",
     **options,
 ):
     params, data = table.problem(n=40)  # five steps an epoch
-    options = {"batch_size": 8, "key": jax.random.key(0), "validation": data} | options
+    options = {"key": jax.random.key(0), "validation": data} | options
+    if kind == "stratified":
+        options["sampler"] = jaxsgd.Stratified(np.arange(40) % 2, 8)
+    else:
+        options["batch_size"] = 8
+    if kind == "saga":
+        loss = jaxsgd.SAGA(loss)
+    if kind == "streamed":
+        data = jaxsgd.HostRows(jax.tree.map(np.asarray, data), chunk_bytes=1000)
     options = {"stop": jaxsgd.EarlyStopping(5), "restore_best": True} | options
+    made_rule = table.RULES[rule](rate)
+    made_rule = jaxsgd.EMA(made_rule, 0.9) if kind == "averaged" else made_rule
     return jaxsgd.fit(
-        loss, params, data, epochs=epochs, rule=table.RULES[rule](rate), progress=False,
+        loss, params, data, epochs=epochs, rule=made_rule, progress=False,
         checkpoint=folder, checkpoint_every=None if folder is None else checkpoint_every, **options,
     )  # fmt: skip
 
 
-def in_a_process(folder, cache, epochs, begun):
+def in_a_process(folder, cache, epochs, begun, kind="plain"):
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    fit(folder, epochs, log=lambda record: begun.set())
+    fit(folder, epochs, log=lambda record: begun.set(), kind=kind)
 
 
 def small(value):

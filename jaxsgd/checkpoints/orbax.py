@@ -250,7 +250,7 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        holder = owner.read_text() if owner.exists() else "another process"
+        holder = (owner.exists() and owner.read_text()) or "another process"
         raise BlockingIOError(
             f"{folder} is in use by {holder}, expected one run at a time in a folder: wait for its "
             "end, or give this run another folder"

@@ -41,19 +41,21 @@ def same(one, other):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
-    random.seed(0)
+@pytest.mark.filterwarnings("ignore:.*was left by process")
+@pytest.mark.parametrize("kind", ["plain", "streamed", "stratified", "saga", "averaged"])
+def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path, kind):
+    random.seed(kind)
     folder, cache = tmp_path / "killed", str(tmp_path / "cache")
     start = partial(PROCESSES.Process, target=in_a_process)
     begun = PROCESSES.Event()
-    warm = start(args=(tmp_path / "warm", cache, 1, begun))
+    warm = start(args=(tmp_path / "warm", cache, 1, begun, kind))
     warm.start()
     warm.join(300)  # compiles, so that the others need not and leave its cache alone
     assert warm.exitcode == 0  # None where it hangs: a fork of a process that had used a device
     kills = torn = 0
     for i in range(20):
         begun = PROCESSES.Event()
-        process = start(args=(folder, cache, EPOCHS, begun))
+        process = start(args=(folder, cache, EPOCHS, begun, kind))
         process.start()
         if i % 5:  # from the first epoch on, else from the start of the process
             assert begun.wait(300)
@@ -64,13 +66,13 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path):
         torn += any("tmp" in path.name for path in folder.glob("*"))
     assert kills == 20
     assert torn >= 3  # writes were among the moments
-    process = start(args=(folder, cache, EPOCHS, begun))
+    process = start(args=(folder, cache, EPOCHS, begun, kind))
     process.start()
     process.join()
     assert process.exitcode == 0
-    whole = fit(tmp_path / "whole", EPOCHS, checkpoint_every=1000)
+    whole = fit(tmp_path / "whole", EPOCHS, checkpoint_every=1000, kind=kind)
     chex.assert_trees_all_equal(kept(folder), kept(tmp_path / "whole"))  # patience and all
-    same(fit(folder, EPOCHS), whole)  # one that has ended is handed out at once
+    same(fit(folder, EPOCHS, kind=kind), whole)  # one that has ended is handed out at once
     assert len(whole.history["epoch"]) == EPOCHS
     assert len(orbax.checkpoints(folder)) == 3
 
@@ -119,6 +121,21 @@ def test_an_interrupted_or_diverged_fit_called_again(tmp_path):
     diverged = fit(tmp_path / "b", rate=1e6, epochs=50)
     assert diverged.reason == jaxsgd.Reason.DIVERGED
     same(fit(tmp_path / "b", rate=1e6, epochs=50), diverged)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_goes_on(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(record):
+        if record["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, log=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / ".owner").exists()
+    same(fit(tmp_path), fit(None))
 
 
 def test_what_a_stop_of_norms_saw_is_kept_across_a_failure(tmp_path):
