@@ -71,6 +71,11 @@ def prepared(args: argparse.Namespace) -> tuple[Task, Rows, str]:
     is_text = target.dtype.kind not in "iuf"
     default = "softmax" if name == "digits" or is_text else "squared_error"
     loss = args.loss or default
+    if is_text and args.loss is None:
+        print(
+            f"note          the target is text, so its {len(np.unique(target.astype(str)))} values "
+            "are classes: --loss softmax; --loss names another"
+        )
     if loss not in CLASSIFIERS:
         target = numbers(Path(args.file), args.target or "target", target)
         count = len(np.unique(target))

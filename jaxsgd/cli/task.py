@@ -192,7 +192,29 @@ def load(path: str) -> tuple[Task, PyTree, Rows]:
         raise ValueError(
             f"{path} is no model that jaxsgd fit wrote, expected its model.npz"
         ) from error
+    if (classes is None) == (facts["loss"] in CLASSIFIERS):
+        raise ValueError(f"{path}: the loss {facts['loss']!r} does not fit its classes, {classes}")
+    _check_arrays(path, arrays, len(rows.names), jax.tree.leaves(shapes))
     return task, jax.tree.unflatten(jax.tree.structure(shapes), leaves), rows
+
+
+def _check_arrays(
+    path: str, arrays: dict[str, np.ndarray], features: int, shapes: list[jax.ShapeDtypeStruct]
+) -> None:
+    """Refuse a model whose arrays are not those that `save` writes."""
+    expected = {"mean": (features,), "scale": (features,), "unit": (2,)}
+    expected |= {f"params_{i}": leaf.shape for i, leaf in enumerate(shapes)}
+    for name, shape in expected.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind != "f":
+            raise ValueError(
+                f"{path}: {name} is {array.dtype}{list(array.shape)}, expected floats of shape "
+                f"{list(shape)}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} holds {array[~np.isfinite(array)][0]}")
+    if not (arrays["scale"] > 0).all() or arrays["unit"][1] <= 0:
+        raise ValueError(f"{path}: a scale in it is not above 0, so no row can be standardised")
 
 
 def lbfgs(

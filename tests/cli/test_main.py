@@ -220,6 +220,33 @@ def test_predict_names_a_column_the_model_needs(here, capsys):
     assert "no column 'b', which the model was trained on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("mean", lambda x: np.append(x, 0.0), "mean is float64[3], expected floats of shape [2]"),
+        ("scale", lambda x: 0 * x, "a scale in it is not above 0"),
+        ("scale", lambda x: x * np.nan, "scale holds nan"),
+        ("unit", lambda x: x[:1], "unit is float64[1], expected floats of shape [2]"),
+        ("params_1", lambda x: np.full_like(x, np.inf), "params_1 holds inf"),
+        ("classes", lambda x: x[:1], "params_0 is float32[2], expected floats of shape [1]"),
+        ("classes", None, "the loss 'softmax' does not fit its classes, None"),
+        ("params_0", None, "is no model that jaxsgd fit wrote"),
+    ],
+)
+def test_a_damaged_model_is_refused(here, capsys, name, change, told):
+    write("a,b,kind\n1,2,u\n2,3,v\n3,5,u\n4,4,v\n5,1,u\n")
+    assert main(["fit", "t.csv", "--target", "kind", "--epochs", "1"]) == 0
+    assert "the target is text, so its 2 values are classes" in capsys.readouterr().out
+    with np.load("jaxsgd-t/model.npz", allow_pickle=False) as model:
+        arrays = dict(model)
+    value = arrays.pop(name)
+    if change is not None:
+        arrays[name] = change(value)
+    np.savez("damaged.npz", **arrays)
+    assert main(["predict", "damaged.npz", "t.csv"]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_lasso_with_a_schedule_an_average_and_a_stop(here, capsys):
     rng = np.random.default_rng(0)
     frame = pandas.DataFrame(rng.normal(size=(200, 8)), columns=list("abcdefgh"))
