@@ -12,9 +12,9 @@ from typing import TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from jaxsgd.core import validation
 from jaxsgd.core.part import wrapped_name
 from jaxsgd.core.records import Batch, Estimate, State
 from jaxsgd.core.trees import accumulate, accumulator_of, as_arguments, squared_norm
@@ -53,15 +53,22 @@ def check_parts(
       TypeError, ValueError: a method returned what its contract does not allow; the message names
         it, what it returned, and what was expected.
     """
-    rows = as_rows(data)
+    custom = [repr(part) for part in (gradient, sampler, rule) if is_custom(part)]
+    what = f"{' or '.join(custom) or 'a part'} needs the value of an array"
+    with validation.traced(what, "a field that sizes arrays is to be jaxsgd.static()"):
+        _trace_step((gradient, sampler, rule), state, data)
+
+
+def _trace_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTree) -> None:
+    rows, sampler = as_rows(data), parts[1]
     if not rows.is_resident:  # one batch of such rows
         length, size = sampler.batch_length, rows.size
         shape = lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)  # noqa: E731
         arrays = jax.tree.map(shape, rows.shapes)
         step = lambda parts, state, arrays: _check_step(parts, state, BatchRows(arrays, size))  # noqa: E731
-        jax.eval_shape(step, as_arguments((gradient, sampler, rule)), state, arrays)
+        jax.eval_shape(step, as_arguments(parts), state, arrays)
         return
-    jax.eval_shape(_check_step, as_arguments((gradient, sampler, rule)), state, data)
+    jax.eval_shape(_check_step, as_arguments(parts), state, data)
 
 
 def _check_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTree) -> None:
@@ -229,13 +236,49 @@ def check_states(
             )
 
 
-def check_rows_in_range(sampler: Sampler, index: ArrayLike, size: int) -> None:
-    """Refuse concrete row numbers outside 0..size-1."""
-    index = np.asarray(index)
+def check_drawn(sampler: Sampler, batch: Batch, size: int) -> None:
+    """Refuse a concrete batch with rows outside 0..size-1, or whose weights are counts.
+
+    Raises:
+      IndexError: such rows.
+      ValueError: the weights of several rows are 1 each.
+    """
+    index, weight = np.asarray(batch.index), np.asarray(batch.weight)
     if index.min() < 0 or index.max() >= size:
         raise IndexError(
             f"the sampler {sampler!r} drew rows {index.min()} to {index.max()}, expected them in "
             f"0..{size - 1}"
+        )
+    if len(weight) > 1 and np.all(weight == 1):
+        raise ValueError(
+            f"the sampler {sampler!r} gave each of {len(weight)} rows the weight 1, expected "
+            f"1/{len(weight)}: the weights of a batch sum to 1, on average at least"
+        )
+
+
+def check_rows(data: PyTree) -> None:
+    """Refuse custom rows on the device whose `take` does not return what their `shapes` say.
+
+    Raises:
+      TypeError: another structure, shape or dtype.
+    """
+    rows = as_rows(data)
+    if not is_custom(rows) or rows.is_streamed:
+        return
+    index = jax.ShapeDtypeStruct((2,), jnp.int32)
+    expected = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape[1:]), s.dtype), rows.shapes)
+    given = jax.eval_shape(lambda index: rows.take(index), index)
+    forms = [
+        (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
+        for tree in (given, expected)
+    ]
+    if forms[0] != forms[1]:
+        shown = [
+            jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (given, expected)
+        ]
+        raise TypeError(
+            f"{type(rows).__name__}.take of 2 rows returned {shown[0]}, expected {shown[1]}, by "
+            "its shapes"
         )
 
 

@@ -130,6 +130,7 @@ class Solver:
         """
         validation.params(params)
         validation.numbers_held(self, accumulator_of(params), "the solver")
+        contracts.check_rows(data)
         sampler = self.sampler_for(data)
         key = validation.key(key)
         params, model_state = jax.tree.map(_copy, (params, model_state))
@@ -335,7 +336,7 @@ def check(
     sampler = solver.sampler_for(data)
     contracts.check_parts(solver.gradient, sampler, solver.rule, state, data)
     batch, _ = sampler.update(state.sampler)
-    contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
+    contracts.check_drawn(sampler, batch, as_rows(data).size)
 
 
 def check_solver(solver: object) -> None:

@@ -54,6 +54,36 @@ class Descent:  # the tests' check of types would refuse SGD's keyword before ja
     learning_rate: float = jaxsgd.number()
 
 
+@jaxsgd.part
+class Counting(jaxsgd.CounterSampler):
+    """Weights of 1, not of 1 / B."""
+
+    batch_size: int = jaxsgd.static()
+    size: int | None = jaxsgd.static(default=None)
+
+    def batch(self, key, step):
+        return jaxsgd.Batch(jnp.arange(self.batch_size), jnp.ones(self.batch_size))
+
+
+@jaxsgd.part
+class Unsized(jaxsgd.CounterSampler):
+    """A batch size that is a leaf."""
+
+    batch_size: int
+    size: int | None = jaxsgd.static(default=None)
+
+    def batch(self, key, step):
+        return jaxsgd.Batch(jnp.arange(self.batch_size), jnp.ones(self.batch_size))
+
+
+@jaxsgd.part
+class OneRow(jaxsgd.Rows):
+    shapes = jax.ShapeDtypeStruct((12, 3), jnp.float32)
+
+    def take(self, index):
+        return jnp.ones(3)
+
+
 def donated():
     state = SOLVER.init(PARAMS, DATA, key=KEY)
     jax.tree.map(lambda x: x.delete(), state)
@@ -105,6 +135,18 @@ WRONG = {
     "rows of another structure": (
         lambda: jaxsgd.evaluate(lambda p, row: row, jnp.zeros(()), Ones()),
         "Ones.read returned .* expected the structure of its shapes",
+    ),
+    "weights that are counts": (
+        lambda: fit(sampler=Counting(4), batch_size=None),
+        r"Counting\(batch_size=4.* gave each of 4 rows the weight 1, expected 1/4",
+    ),
+    "a size that is a leaf": (
+        lambda: fit(sampler=Unsized(4), batch_size=None),
+        r"Unsized.* needs the value of an array .* is to be jaxsgd.static",
+    ),
+    "rows that are one row": (
+        lambda: SOLVER.init(PARAMS, OneRow(), key=KEY),
+        r"OneRow.take of 2 rows returned float32\[3\], expected float32\[2, 3\]",
     ),
     "a metric without a mode": (
         lambda: fit(

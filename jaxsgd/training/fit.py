@@ -284,5 +284,5 @@ def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:
         raise ValueError(f"{sampler} has no step in an epoch of {as_rows(data).size} rows")
     if contracts.is_custom(sampler):
         batch, _ = sampler.update(state.sampler)
-        contracts.check_rows_in_range(sampler, batch.index, as_rows(data).size)
+        contracts.check_drawn(sampler, batch, as_rows(data).size)
     return data
