@@ -1,6 +1,6 @@
-"""One contender as a process: made once, then a run for each seed that comes in on stdin.
+"""One contender as a process: set up once, then one run for each seed read from stdin.
 
-Prints a line of JSON: what the start cost, then one for each run.
+Prints one line of JSON for the start (what it cost), then one for each run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The contest: contenders of a case as processes, taking turns; what they did is compared."""
+"""The contest: the contenders of a case as processes that take turns, and their comparison."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""A batch, and a sweep, on two virtual devices of the same cores, beside one.
+"""A batch, and a sweep, on two virtual devices of the same cores, compared with one device.
 
     python -m benchmarks.devices [--rounds 9]
 
-Contenders take turns; medians over rounds, ratios round by round. Prints Markdown.
+Contenders take turns. Times are medians over rounds, ratios are per round. Prints Markdown.
 On a machine with two accelerators or more it takes two of those.
 """
 

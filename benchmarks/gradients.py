@@ -1,9 +1,9 @@
-"""What gradients cost: clipped row by row, with their noise, in parts; SAGA beside scikit-learn.
+"""What gradients cost: per-row clipping, noise scale, accumulation; SAGA against scikit-learn's.
 
     python -m benchmarks.gradients [--rounds 9]
 
-Contenders take turns; medians over rounds, ratios round by round. Prints Markdown. scikit-learn's
-saga and jaxsgd's run until the objective, in float64, is within 1e-6 of its optimum.
+Contenders take turns. Times are medians over rounds, ratios are per round. Prints Markdown.
+scikit-learn's saga and jaxsgd's run until the objective, in float64, is within 1e-6 of its optimum.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""The loops that JAX and NumPy users write themselves, and the limit of the tiny steps."""
+"""The loops that JAX and NumPy users write themselves, and a bare scan as a lower limit."""
 
 from collections.abc import Callable
 from functools import partial

@@ -3,8 +3,8 @@
     python -m benchmarks.libraries [--rounds 5]
 
 A normalising flow trained by flowjax's `fit_to_data`, and a logistic regression's posterior by
-NumPyro's `SVI.run`. Contenders take turns; medians over rounds, ratios round by round. Prints
-Markdown; all times are without compilation, which is in the first call.
+NumPyro's `SVI.run`. Contenders take turns. Times are medians over rounds, ratios are per round.
+Prints Markdown. Only the first call's time includes compilation.
 """
 
 from collections.abc import Callable

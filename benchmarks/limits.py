@@ -1,8 +1,9 @@
-"""What holds a step: its bytes and operations, its random rows, its products of matrices.
+"""What limits the speed of a step: bytes and operations, random row reads, matrix products.
 
     python -m benchmarks.limits [--rounds 7]
 
-All take turns in one process; medians over rounds. Writes a table into the results of this machine.
+All take turns in one process. Times are medians over rounds. Writes a table into this machine's
+results.
 """
 
 import statistics

@@ -136,7 +136,7 @@ def table(work: str, case: str, found: dict[str, Any], machine: dict[str, float]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    parts = ["# Benchmarks", INTRODUCTION, "What holds a step is in [limits.md](limits.md)."]
+    parts = ["# Benchmarks", INTRODUCTION, "What limits a step is in [limits.md](limits.md)."]
     for work, entry in results.items():
         machine = entry["machine"]
         told = ", ".join(f"{k} {v}" for k, v in entry["about"].items())
@@ -263,7 +263,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def readme_text(path: Path) -> str:
-    """What the README tells: jaxsgd's figure, and how many times as long the others take."""
+    """The README's table: jaxsgd's time, and how many times as long the others take."""
     results = load(path)
     heads = "work", "jaxsgd", *COLUMNS
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -286,11 +286,11 @@ def readme_text(path: Path) -> str:
     versions = f"{about['processor']}, float32, JAX {about['jax']}"
     words = f"""{versions}. The second column is jaxsgd's time. The others say how many times as
 long each library takes in its fastest form: below 1 it is faster than jaxsgd, and a range of
-ratios is given where the rounds do not agree which is. Compilation is in the last row alone.
+ratios is given where rounds disagree on which is faster. Only the last row includes compilation.
 Compared with the fastest peer of each row, jaxsgd is slowest in "{where}" ({loser}: {short(low)} x)
 and fastest in "{there}" ({winner}: {short(high)} x). [All tables and
 pictures](benchmarks/results/{path.name}/README.md), with compile times, first calls and memory;
-[what holds each step](benchmarks/results/{path.name}/limits.md)."""
+[what limits each step](benchmarks/results/{path.name}/limits.md)."""
     paragraph = textwrap.fill(" ".join(words.split()), 100, break_on_hyphens=False)
     return "\n".join((paragraph, "", *lines))
 

@@ -1,4 +1,4 @@
-"""A new process for each run: imports, compilation, 20 epochs of `seed`, the parameters printed."""
+"""A new process for each run: imports, compilation, 20 epochs of the work "seed", printing."""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps [--rounds 15]
 
-Contenders take turns; medians over rounds, ratios round by round. Prints Markdown.
+Contenders take turns. Times are medians over rounds, ratios are per round. Prints Markdown.
 """
 
 import math

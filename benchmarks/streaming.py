@@ -1,12 +1,12 @@
-"""Rows on the disk: softmax regression over a memory map, beside resident data and PyTorch.
+"""Rows on disk: softmax regression on a memory map, compared with resident data and PyTorch.
 
     python -m benchmarks.streaming                  # a file of 4 GB in the temporary folder
     python -m benchmarks.streaming --rows 200000    # a smaller one
 
-Every contender is a process of its own and does the same work: batches of 256 rows of 784 float32,
+Every contender is a separate process and does the same work: batches of 256 rows of 784 float32,
 shuffled without replacement from the same file, which is in the page cache, one SGD step each. They
-take turns; the table has medians over the rounds, and ratios taken round by round. Memory is what
-the process holds of its own (RssAnon), without the file's cached pages.
+take turns; the table has medians over the rounds, and ratios taken per round. Memory is the
+process's private memory (RssAnon), without the file's cached pages.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The hand-written JAX loops as an expert would write them for a CPU.
 
-Weights are (out, in), of one output a vector: XLA's products of matrices read both along their
-rows. Orders are drawn by NumPy, which does not sort, for all epochs at once; nothing is masked: a
-short last batch is a step of its own.
+Weights are (out, in), or a vector for one output: XLA's matrix products then read both operands
+along their rows. NumPy draws the orders of all epochs at once, without sorting. Nothing is masked:
+a short last batch is a separate step.
 """
 
 from collections.abc import Callable, Iterator

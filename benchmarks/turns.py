@@ -1,4 +1,4 @@
-"""Variants of jaxsgd in one process, taking turns: for what has no peer to stand beside."""
+"""Variants of jaxsgd in one process, taking turns: for what has no counterpart elsewhere."""
 
 import argparse
 import platform

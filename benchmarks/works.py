@@ -1,4 +1,4 @@
-"""The works: which tasks, and who trains them. The first contender is the one ratios refer to."""
+"""The works (benchmark workloads): tasks and contenders. Ratios are to the first one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ WORKS = {
         unit="ns a row",
     ),
     "softmax": Work(
-        "softmax regression, 60,000 x 784, 10 classes, an epoch (of all rows: 3)",
+        "softmax regression, 60,000 x 784, 10 classes, an epoch (3 with full batches)",
         by_batch(lambda b: softmax(b, 3 if b == 60_000 else 1), 10, 64, 256, 60_000),
         [*TRAINERS, *BARE],
         axis="batch",
@@ -121,7 +121,7 @@ WORKS = {
         unit="us a step of a run",
     ),
     "shuffle": Work(
-        "a random order, whole",
+        "a whole random permutation",
         {name: Shuffle(n, n) for name, n in powers(3, 8).items()},
         list(SHUFFLES),
         axis="rows",

@@ -62,7 +62,7 @@ class Solver:
       gradient: a gradient such as `MinibatchGradient(loss)`, or a loss, which becomes one.
       sampler: which rows a step takes; its size is filled in from the data.
       rule: a rule, or any Optax transformation.
-      penalty: None, or a function `params -> scalar`, such as `L2(1e-3)`, added once a step.
+      penalty: None, or a function `params -> scalar`, such as `L2(1e-3)`, added once per step.
       sample_weight: None, or an array v of length n, at least 0: class weights, sample weights, a
         fold's rows. The objective is then the weighted mean `sum_i v[i] loss_i / sum_i v[i]`: each
         batch's weights are multiplied by `v[i] n / sum v`. Kept scaled to a mean of 1.
@@ -156,13 +156,13 @@ class Solver:
         Args:
           state: from `init` or a run.
           data: the rows, as given to `init`; only their number is read.
-          steps: how many, static.
+          steps: the number of steps; static.
 
         Returns:
           `Batch(index, weight)`: int32[steps, B] and float[steps, B].
 
         Raises:
-          TypeError, ValueError: what is no state, steps below 1, or data of another size.
+          TypeError, ValueError: `state` is not a `State`, steps below 1, data of another size.
 
         >>> solver = jaxsgd.Solver(lambda w, y: (w - y) ** 2, jaxsgd.Sequential(2), jaxsgd.SGD(0.1))
         >>> y = jnp.ones(6)
@@ -183,7 +183,7 @@ class Solver:
         return self.step_at(state._replace(sampler=sampler), self.rows_of(data), batch)
 
     def rows_of(self, data: PyTree) -> PyTree:
-        """The data that `step_at` is given in a loop: of a full batch the rows, not gathered."""
+        """The data for `step_at` in a loop: for a full batch the rows themselves, not gathered."""
         is_plain = isinstance(self.gradient, MinibatchGradient)
         return (
             as_rows(data).as_batch() if is_plain and isinstance(self.sampler, FullBatch) else data
@@ -196,8 +196,8 @@ class Solver:
 
         Args:
           rows: a pytree of arrays of shape (B, ...).
-          weight: float[B], as in a `Batch`: they sum to 1, and are 0 on padding; of a mask it is
-            `mask / mask.sum()`. 1/B each if not given.
+          weight: float[B], as in a `Batch`: weights that sum to 1, and are 0 on padding; for a
+            mask, `mask / mask.sum()`. The default is 1/B each.
 
         Raises:
           ValueError: the solver has a `sample_weight`, which is looked up by the index of a row.
@@ -225,7 +225,7 @@ class Solver:
         return after, self.info(state, after, estimate, updates)
 
     def update(self, state: State, data: PyTree, batch: Batch) -> tuple[State, Estimate, PyTree]:
-        """`step_at` without the `Info`, which `info` makes of the results.
+        """`step_at` without the `Info`, which `info` computes from the results.
 
         Returns:
           The state after the step; the estimate, whose `grads` are those of loss + penalty, and

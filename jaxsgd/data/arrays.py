@@ -157,7 +157,7 @@ class BatchRows(Rows):
     def feeds(
         self, sampler: Sampler, state: State, lengths: Iterable[int], total: int | None
     ) -> Generator[tuple[PyTree, int, int], None, None]:
-        """One batch is no data of a loop."""
+        """Refused: a loop needs all rows, not one batch."""
         raise TypeError("data are one batch that was gathered already, expected all rows")
 
     def __getitem__(self, index: object) -> NoReturn:

@@ -1,7 +1,7 @@
-"""The contract of rows: what a run needs to know of its data, wherever they lie.
+"""The contract of rows: what a run needs from its data, wherever they are stored.
 
 Public functions take a user's own pytree of arrays. Inside, `as_rows` makes `Rows` of it, which
-read shapes and dtypes only; whatever differs by the place of the rows is a method of `Rows`.
+read shapes and dtypes only; whatever depends on where rows are stored is a method of `Rows`.
 
     ArrayRows      arrays on a device                 an ordinary pytree of arrays
     BatchRows      one batch that is gathered already a step on rows from another loader
@@ -24,7 +24,7 @@ from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import as_arguments, gather
 from jaxsgd.samplers.base import Sampler
 
-PartNumber = Int[Array, ""] | int | None  # None of the only part
+PartNumber = Int[Array, ""] | int | None  # None if there is only one part
 # `of_part(number, data, batch, params, state)` computes something of one part of a batch, whose
 # rows are `data`: it returns a term of the sum, and the state after the part.
 OfPart = Callable[[PartNumber, PyTree, Batch, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -34,7 +34,7 @@ Reduction = Callable[[OfPart, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class Rows(abc.ABC):
-    """The rows of a run, wherever they lie.
+    """The rows of a run, wherever they are stored.
 
     Custom rows that are computed on the device are a `part` with `shapes` and `take`; those that
     are read on the host subclass `StreamedRows`. The other methods have defaults.
@@ -65,7 +65,7 @@ class Rows(abc.ABC):
         return int(jax.tree.leaves(self.shapes)[0].shape[0])
 
     def some(self, count: int) -> PyTree:
-        """At most `count` rows at a fixed stride, by which data are told apart."""
+        """At most `count` rows at a fixed stride, for comparing data."""
         count = max(1, min(count, self.size))
         return self.take(jnp.asarray(np.linspace(0, self.size - 1, count).astype(np.int32)))
 
@@ -75,7 +75,7 @@ class Rows(abc.ABC):
 
     @property
     def batch_arrays(self) -> PyTree:
-        """The arrays that are cut when a batch is cut in parts: None, but of `BatchRows`."""
+        """The arrays that are cut when a batch is cut in parts; None except for `BatchRows`."""
         return None
 
     def with_batch_arrays(self, arrays: PyTree) -> PyTree:
@@ -129,8 +129,8 @@ class Rows(abc.ABC):
     ) -> Generator[tuple[PyTree, int, int], None, None]:
         """Data for the next steps of a host loop that takes `lengths` steps, `total` in all.
 
-        Yields the data, the position in them of the first batch, and the number of steps they are
-        for, which add up to each length: all rows, for each length.
+        Yields (data, position of the first batch in them, number of steps). The numbers of steps
+        add up to each length in turn. By default each length is one yield, with all rows.
         """
         data = self.as_arguments()
         yield from ((data, 0, length) for length in lengths)

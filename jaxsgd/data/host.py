@@ -20,7 +20,7 @@ RUN = 2**24  # bytes: the longest run that is read at a time
 
 @runtime_checkable
 class Source(Protocol):
-    """What a leaf of `HostRows` has, and a `shape` and a `dtype`, or a length."""
+    """A leaf of `HostRows`. It also has a `shape` and a `dtype`, or otherwise a length."""
 
     def __getitem__(self, index: int | slice | np.ndarray, /) -> ArrayLike: ...
 
@@ -30,15 +30,15 @@ class HostRows(StreamedRows):
 
     The rows of the next steps are gathered in a thread, in chunks, and put on the device while the
     chunk before them is computed; a run has the same batches, and ends with the same parameters, as
-    one with the arrays on the device. At most `prefetch + 2` chunks are in memory at a time; a
-    validation on the host has as many of its own.
+    one with the arrays on the device. At most `prefetch + 2` chunks are in memory at a time, and as
+    many again for validation rows on the host.
 
     Args:
-      arrays: a pytree of sources of the same length: NumPy arrays, `np.memmap`, or anything with a
-        `shape`, a `dtype` and row indexing by a slice and by a sorted array (h5py, zarr); or with a
-        length and rows that are arrays.
+      arrays: a pytree of sources of the same length: NumPy arrays, `np.memmap`, anything with a
+        `shape`, a `dtype` and row indexing by a slice and by a sorted array (h5py, zarr), or
+        anything with a length whose rows are arrays.
       prefetch: chunks gathered ahead, at least 1.
-      chunk_bytes: bytes of a chunk, in which there is at least one batch.
+      chunk_bytes: bytes of a chunk, which holds at least one batch.
 
     Raises:
       ValueError, TypeError: no source, no row, sources of different length, or no numbers.

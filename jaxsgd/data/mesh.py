@@ -29,20 +29,19 @@ from jaxsgd.samplers.sharded import Sharded, counts
 class MeshRows(Rows):
     """Rows spread over an axis of a mesh: given as data, they spread each batch over its devices.
 
-    The rows are cut into logical `shards`, of which each device holds as many. The solver's
-    `Shuffled` sampler becomes `Sharded`: each device draws from its own rows and computes its part
-    of the gradient, `sum_i weight[i] grad loss_i`, and the parts are summed; nothing else is
-    exchanged. The shards decide which rows a step takes, the devices only who computes them: the
-    run does not depend on how many there are, but for rounding. It is the run of
-    `Sharded(batch_size, shards)` on one device (but for the keys of a `keyed` loss), in another
-    order than that of `Shuffled`.
+    The rows are cut into logical `shards`, the same number on each device. The solver's `Shuffled`
+    sampler becomes `Sharded`: each device draws from its own rows and computes its part of the
+    gradient, `sum_i weight[i] grad loss_i`, and the parts are summed; nothing else is exchanged.
+    Only the shards decide which rows a step takes, so the run does not depend on the number of
+    devices, except for rounding. It equals a run with `Sharded(batch_size, shards)` on one device
+    (except for the keys of a `keyed` loss); the order of the rows differs from `Shuffled`'s.
 
     `solver.init`, `run`, `run_until`, `chunks`, `fit` and `evaluate` take it as data. In a `sweep`
     over a mesh with an axis "runs" as well, each run is spread over the axis of its rows.
 
     Args:
       arrays: a pytree of arrays with n rows, on the host or a device; they are copied to their
-        places, padded so that all shards are as long.
+        devices, padded so that all shards have the same length.
       mesh: from `jax.make_mesh`.
       axis: the axis of the mesh.
       shards: how many logical shards, a multiple of the axis' devices.
@@ -115,7 +114,7 @@ class MeshRows(Rows):
         return jax.tree.map(lambda x: x[:, : -(-count // len(x))], self.arrays)
 
     def sampler(self, sampler: Sampler) -> Sampler:
-        """`Sharded` over these shards in the place of `Shuffled`."""
+        """`Sharded` over these shards instead of `Shuffled`."""
         if isinstance(sampler, Shuffled) and not sampler.drop_last:
             sampler = Sharded(sampler.batch_size, self.shards, sampler.size)
         if not isinstance(sampler, Sharded) or sampler.shards != self.shards:
@@ -130,7 +129,7 @@ class MeshRows(Rows):
         return placed_like(tree, self.arrays)
 
     def as_arguments(self) -> "MeshRows":
-        """The rows, which are in their places."""
+        """The rows, which are on their devices already."""
         return self
 
     def reduction(self, batch: Batch, is_keyed: bool) -> Reduction:
@@ -192,9 +191,9 @@ class MeshRows(Rows):
         return self.each(own, sample_weight, *args)
 
     def each(self, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
-        """`fn(rows, first, *args)` on each device, its rows and the place of the first of them.
+        """`fn(rows, first, *args)` on each device, with its rows and the position of the first.
 
-        What it returns must be the same on all: sums by `added`.
+        Its result must be the same on all devices, such as a sum by `added`.
         """
 
         def local(rows: PyTree, args: tuple[PyTree, ...]) -> PyTree:

@@ -84,7 +84,7 @@ class StreamedRows(Rows):
         batch_size: int,
         *args: PyTree,
     ) -> PyTree:
-        """`add` of one block of rows after another."""
+        """`add` applied to one block of rows after another."""
         sums = None
         size = max(1, self.chunk_bytes // max(self.row_bytes, 1) // batch_size) * batch_size
         block = lambda begin: np.arange(begin, min(begin + size, self.size))  # noqa: E731
@@ -176,10 +176,10 @@ def _ahead(
 ) -> Generator[tuple[T, PyTree], None, None]:
     """Each job, and `read(job, out)` on the device, done by a thread `data.prefetch` jobs ahead.
 
-    They are put where `near` was put by hand.
+    They are put on the devices where `near` was placed explicitly.
 
-    `out` is one of a ring of buffers, for fresh memory costs more than the rows: as many as are
-    ahead, one in use, and one whose computation may not have ended.
+    `out` is one of a ring of buffers, because fresh memory costs more than reading the rows: one
+    per job ahead, one in use, and one whose computation may not have ended.
     """
     ring = [jax.tree.map(partial(_buffer, rows), data.shapes) for _ in range(data.prefetch + 2)]
     place = [x.sharding for x in jax.tree.leaves(near) if x.committed]
@@ -215,7 +215,7 @@ def _buffer(rows: int, shape: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _indices(sampler: Sampler, state: PyTree, steps: int) -> Iterator[np.ndarray]:
-    """The rows of so many steps after so many (int32[steps, B])."""
+    """The rows of the next `steps` steps (int32[steps, B]), again and again."""
     while True:
         state, index = _plan(sampler, state, steps=steps)
         yield jax.device_get(index)

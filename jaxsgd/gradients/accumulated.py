@@ -15,15 +15,15 @@ class Accumulated(Gradient):
     """Another gradient of the same batch, in `chunks` sequential parts that need less memory.
 
     `sum_c gradient(part c of the batch)`: the same estimate to rounding, as a gradient that is
-    linear in the weights is the sum of its parts. Any batch size does: the last part is filled up
-    with rows of weight 0. A `keyed` loss draws other numbers in each part.
+    linear in the weights is the sum of its parts. Any batch size works: the last part is padded
+    with rows of weight 0. A `keyed` loss draws different random numbers in each part.
 
     Args:
       gradient: a gradient, or a loss, which becomes `MinibatchGradient(loss)`.
-      chunks: how many parts, at least 1; of a batch with fewer rows than that, a row each.
+      chunks: how many parts, at least 1; a batch with fewer rows has one part per row.
 
     Raises:
-      TypeError: a gradient that is no sum over rows (`BatchLoss`, a `RowsLoss` with a model state).
+      TypeError: not a sum over rows (`BatchLoss`, a `RowsLoss` with a model state).
 
     >>> y = jnp.array([1.0, 3.0])
     >>> gradient = jaxsgd.Accumulated(lambda theta, y: (theta - y) ** 2, chunks=2)

@@ -49,8 +49,8 @@ class Gradient(Contract, abc.ABC):
         returns the state with `step + 1` and the same key. False.
       needs_row_index: it remembers rows by their index, so rows from another loader, which have
         none, are refused. False.
-      sample_weight_refusal: None, or why a solver's `sample_weight` is refused: the predicate of
-        a sentence.
+      sample_weight_refusal: None, or why a solver's `sample_weight` is refused: words that follow
+        the class's name in the error message. None.
       loss: the loss that it differentiates, which `fit` reports on validation rows. None.
 
     >>> @jaxsgd.part

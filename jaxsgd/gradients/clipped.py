@@ -17,7 +17,7 @@ from jaxsgd.gradients.base import Gradient, GradientState, refuse_model_state
 from jaxsgd.losses import Loss, RowLoss, as_loss, weigh
 from jaxsgd.models import ModelLoss
 
-CHUNK = 2**22  # bytes of the gradients of rows that are made at a time
+CHUNK = 2**22  # bytes of per-row gradients that are computed at a time
 
 
 def _as_row_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> RowLoss:
@@ -36,27 +36,27 @@ class PerExampleClipped(Gradient):
     """Each row's gradient clipped to a norm, and Gaussian noise on their sum: the DP-SGD step.
 
     `sum_i weight[i] g_i min(1, C / |g_i|) + noise C row_scale z`, g_i the gradient of row i and z
-    standard normal. With `Poisson(q, ...)`, which the usual accounts assume, and `row_scale` of
-    `1 / (q n)`, adding or removing a row moves the sum by at most `C row_scale`: true only where no
-    weight is above `row_scale`, so not of `ImportanceSampled` or `Stratified` batches, and while
-    `state.sampler.overflows` is 0. Rows are drawn by a hash that is no cipher. The
-    accounting (epsilon, delta) is left to a privacy library; `Info` is not private, and neither
-    are rules that look at the loss themselves (`LineSearch`).
+    standard normal. With `Poisson(q, ...)`, which the usual accounting assumes, and `row_scale` of
+    `1 / (q n)`, adding or removing a row moves the sum by at most `C row_scale`. This holds only if
+    no weight is above `row_scale` (not with `ImportanceSampled` or `Stratified`) and while
+    `state.sampler.overflows` is 0. Rows are drawn by a hash that is not cryptographic. Compute
+    (epsilon, delta) with a privacy library. `Info` is not private, and neither are rules that
+    evaluate the loss themselves (`LineSearch`).
 
-    Norms are taken a few rows at a time, then one gradient with the weights times the factors, so
-    that no gradient of a row is kept: some times a plain step. With `ModelLoss` the norms come from
-    errors and inputs (Goodfellow 2015; Li et al. 2022) at little more than a plain step. Slots of
-    weight 0 play no part, whatever their rows.
+    The norms are computed a few rows at a time, then one gradient with the clipped weights: per-row
+    gradients are not stored, and a step costs several plain ones. With `ModelLoss` the norms are
+    computed from errors and inputs (Goodfellow 2015; Li et al. 2022), and a step costs little more
+    than a plain one. Positions of weight 0 have no effect, whatever their rows.
 
     Args:
       loss: a function of `(params, row)`, `ModelLoss`, or a `RowLoss` without a model state.
       max_norm: C, above 0. A leaf.
-      noise: the noise multiplier, at least 0; 0 draws none. A leaf, where it is not the number 0.
-      row_scale: the weight of one row, `1 / (q n)` under `Poisson`, `1 / B` in whole batches: an
-        argument, so that an empty batch has its noise too. Needed with noise.
+      noise: the noise multiplier, at least 0. The number 0 draws no noise; any other is a leaf.
+      row_scale: the weight of one row: `1 / (q n)` with `Poisson`, `1 / B` in full batches.
+        Required with noise, which an empty batch gets too.
 
     Raises:
-      TypeError: a loss of whole batches, or with a model state: a row has no gradient there.
+      TypeError: a loss of whole batches, or with a model state: it has no per-row gradients.
       ValueError: a norm or noise below its bound, or noise without a `row_scale`.
 
     Abadi et al., "Deep learning with differential privacy" (2016).
@@ -86,12 +86,12 @@ class PerExampleClipped(Gradient):
 
     @property
     def sample_weight_refusal(self) -> str | None:
-        """Why a solver's sample weights are refused: with noise they would change what it hides."""
+        """Why sample weights are refused: rows above `row_scale` would get too little noise."""
         return "has noise for rows of one weight" if self.is_noisy else None
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is a sum over rows: without noise, which is drawn once a batch."""
+        """Whether it is a sum over rows: only without noise, which is drawn once per batch."""
         return not self.is_noisy
 
     @property
@@ -145,7 +145,7 @@ class PerExampleClipped(Gradient):
     def value(
         self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
     ) -> Float[Array, ""]:
-        """The loss (float[]) of the same batch at other params, nothing clipped."""
+        """The loss (float[]) of the same batch at other params, without clipping."""
         weight, rows, key = self._rows(params, data, batch, state)
         loss = weigh(weight, self.loss.each(params, rows, key, None)[0])
         return jnp.where(jnp.any(weight != 0), loss, 0)
@@ -153,7 +153,7 @@ class PerExampleClipped(Gradient):
     def _rows(
         self, params: PyTree, data: PyTree, batch: Batch, state: GradientState
     ) -> tuple[Float[Array, " B"], PyTree, Key[Array, ""] | None]:
-        """The weights and rows, those of weight 0 replaced by one that has some; and a key."""
+        """The weights; the rows, one with weight in place of those of weight 0; and a key."""
         weight = batch.weight.astype(accumulator_of(params))
         position = jnp.where(weight != 0, jnp.arange(len(weight)), jnp.argmax(weight != 0))
         rows = as_rows(data).take_some(batch.index, position)
@@ -184,7 +184,7 @@ def squared_norms(
     key: Key[Array, ""] | None,
     centre: PyTree = None,
 ) -> Float[Array, " B"]:
-    """The squared norm of each row's gradient, from a centre, a few rows at a time."""
+    """The squared distance of each row's gradient from `centre` or 0, a few rows at a time."""
     wide, count = accumulate(params), jax.tree.leaves(rows)[0].shape[0]
     keys = jax.random.split(validation.key(key), count) if loss.keyed else None
 

@@ -1,4 +1,4 @@
-"""How noisy a gradient is: the variance over rows, and the batch size that it speaks for."""
+"""How noisy a gradient is: its variance over rows, and the batch size that this suggests."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,16 @@ from jaxsgd.gradients.partial_sums import estimate_of_part, for_part, halves, jo
 
 
 class NoiseState(NamedTuple):
-    """The state of the gradient within, and sums over the steps, the last ones weighing most."""
+    """The state of the wrapped gradient, and exponentially weighted sums over the steps."""
 
     gradient: PyTree
     variance: Float[Array, ""]
     signal: Float[Array, ""]
-    weight: Float[Array, ""]  # of 1
+    weight: Float[Array, ""]  # the sum of 1, which the others are divided by
 
     @property
     def model_state(self) -> PyTree:
-        """The model state of the gradient within."""
+        """The model state of the wrapped gradient."""
         return self.gradient.model_state
 
 
@@ -34,29 +34,28 @@ class NoiseState(NamedTuple):
 class NoiseScaleGradient(Gradient):
     """Another gradient, which also estimates how noisy it is: `Info.noise`.
 
-    The batch is taken in two halves, every other position, with gradients g1 and g2 of b1 and
-    b2 rows. `|G|^2` is estimated without bias by `g1 . g2`, and `tr(Sigma)` by `|g1 - g2|^2 /
-    (1/b1 + 1/b2)`, which is McCandlish's form for any halves. Single steps are noisy, so both
-    are running means, and `scale` is their ratio (the mean of ratios would be biased). A step
-    with an empty half changes nothing; before the first step without one, they are NaN. They
-    lag by `1 / (1 - decay)` steps, and a `scale` below 0 means that they are too noisy for an
-    estimate.
+    The even and odd positions of the batch are two halves, with gradients g1 and g2 of b1 and b2
+    rows. `|G|^2` is estimated without bias by `g1 . g2`, and `tr(Sigma)` by `|g1 - g2|^2 /
+    (1/b1 + 1/b2)`: McCandlish's estimator, for halves of any sizes. Single steps are noisy, so both
+    are running means, and `scale` is their ratio (the mean of ratios would be biased). A step with
+    an empty half is skipped; until a step has two nonempty halves, all three are NaN. The means lag
+    by `1 / (1 - decay)` steps, and a `scale` below 0 means that they are too noisy for an estimate.
 
-    Rows drawn without replacement from n give `n / (n - 1)` of the variance, and that over n
-    less of the signal: too large a scale where it is not far below n. For `Stratified` and
-    `Sharded` batches it is the variance within classes and shards, for `ImportanceSampled`
-    batches that of the weighted gradients. Rows of `Poisson` batches are in the order of the
-    data, so shuffle sorted data before; of q n rows the signal is `1 / (q n)` too large.
+    With rows drawn without replacement from n, the variance is too large by a factor `n / (n - 1)`,
+    and the signal too small by that variance over n: `scale` is too large unless it is far below n.
+    With `Stratified` and `Sharded` batches it is the variance within classes and shards, with
+    `ImportanceSampled` that of the weighted gradients. `Poisson` batches keep the order of the
+    data, so shuffle sorted data beforehand; the signal is too large by about `1 / (q n)` of itself.
 
     The estimate is `Info.noise`, for `record`; after `fit` the sums are in
     `result.state.gradient`. The gradient is the same to rounding, and costs up to half more.
 
     Args:
       gradient: a gradient that is a sum over rows, or a loss.
-      decay: of the running means, 0 (a step's own) to below 1 (0.99: some hundred steps). A leaf.
+      decay: of the running means, 0 (the last step) to below 1 (0.99: some hundred steps). A leaf.
 
     Raises:
-      TypeError: a gradient that is no sum over rows.
+      TypeError: a gradient that is not a sum over rows.
       ValueError: batches of one row.
 
     McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training" (2018).

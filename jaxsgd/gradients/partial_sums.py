@@ -3,8 +3,8 @@
 An estimate that is linear in the weights is the sum of the estimates of any parts of its batch.
 Microbatches, halves of a batch, shards of a mesh and chunks of a full gradient are this one
 operation; a `Reduction` says what the parts are, and in which order they are added. Each part draws
-other random numbers (its number is folded into the key), and a model state moves by the sum of the
-changes that the parts make to it.
+different random numbers (its number is folded into the key), and a model state changes by the sum
+of its changes in the parts.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def estimate_of_part(
 ) -> tuple[tuple[Estimate, PyTree], PyTree]:
     """The estimate of one part and its change of the model state, and the state after it.
 
-    `number` (int32[]) is the part's, or None of the only one.
+    `number` (int32[]) is the number of the part, or None if there is only one.
     """
     own = for_part(gradient, state, number)
     estimate, after = gradient.update(params, data, batch, own)
@@ -103,7 +103,7 @@ def in_sequence(data: PyTree, batch: Batch, parts: int) -> Reduction:
 def halves(data: PyTree, batch: Batch) -> Iterator[tuple[int, PyTree, Batch]]:
     """The even and the odd positions of a batch: number, data and batch of each part.
 
-    Every other position, so that the classes of a stratified batch are in both halves. It is no
+    Even and odd, so that the classes of a stratified batch are in both halves. This is not a
     `Reduction`, because the two estimates are compared before they are added.
     """
     rows = as_rows(data)
@@ -114,7 +114,7 @@ def halves(data: PyTree, batch: Batch) -> Iterator[tuple[int, PyTree, Batch]]:
 
 
 def for_part(gradient: Gradient, state: PyTree, number: PartNumber) -> PyTree:
-    """A state whose key draws the random numbers of one part; None is the only part."""
+    """A state whose key draws the random numbers of one part; None if there is only one."""
     if not gradient.is_keyed or number is None:
         return state
     return state._replace(key=jax.random.fold_in(state.key, number))

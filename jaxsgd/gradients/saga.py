@@ -21,11 +21,11 @@ from jaxsgd.models import Linear, ModelLoss
 
 
 class SAGAState(NamedTuple):
-    """The last gradient that was seen of each row, and their mean."""
+    """The last gradient seen of each row, and the mean of these gradients."""
 
     table: PyTree  # (n, ...) of each leaf of params; of a linear ModelLoss the errors, float[n, k]
     mean: PyTree
-    rest: PyTree  # what rounding kept from the mean: without it small changes would be lost
+    rest: PyTree  # the mean's rounding error, without which small changes would be lost
     position: Int[Array, " n"]  # scratch: which position of a batch counts for a row
     model_state: PyTree = None
 
@@ -43,18 +43,18 @@ def _as_fixed_row_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -
 
 @part
 class SAGA(Gradient):
-    """A batch's change since each row was seen last, and the mean of what was seen.
+    """SAGA: how a batch's gradients changed since last seen, plus the mean of those last seen.
 
     `sum_i weight[i] (g_i - seen_i) + 1/n sum_j seen_j`; then `seen_i = g_i` for the rows of the
-    batch. All are 0 at first. Unbiased, as the batch is, and its variance goes to 0 where g_i stand
-    still: with a constant rate (`Smoothness.rate`) it converges linearly where the objective is
-    strongly convex. With `Proximal` it solves L1 problems. A row counts once, whether it has
-    several positions or one of weight 0.
+    batch. All seen_i are 0 at first. It is unbiased if the batch is, and its variance goes to 0 as
+    the g_i stop changing: with a constant rate (`Smoothness.rate`) it converges linearly where the
+    objective is strongly convex. With `Proximal` it solves L1 problems. A row updates the table
+    once, even if it has several positions in the batch; positions of weight 0 update nothing.
 
-    The table holds n gradients, and of `ModelLoss(Linear(...), fn)` n outputs: a row's gradient is
-    its error times its input. A step writes it in place, except in `run_until`, which checks each
-    step before it counts and copies the table. The state given to `run` stays alive, so that there
-    are two tables, as in `fit`; a `chunks` loop holds three. Where one must do, donate the state:
+    The table holds n gradients, or n outputs for `ModelLoss(Linear(...), fn)`, where a row's
+    gradient is its error times its input. A step writes it in place, except in `run_until`, which
+    may discard a step and so copies the table. The state given to `run` stays alive, so there are
+    two tables, as in `fit`; a `chunks` loop holds three. If only one fits, donate the state:
     `jax.jit(lambda solver, state: jaxsgd.run(solver, state, data, 1000), donate_argnums=1)`.
 
     Args:
@@ -89,7 +89,7 @@ class SAGA(Gradient):
     def init(
         self, params: PyTree, data: PyTree, key: PRNGKeyArray, model_state: PyTree = None
     ) -> SAGAState:
-        """The state before the first step: nothing was seen."""
+        """The state before the first step: no gradient has been seen."""
         refuse_model_state(model_state, self)
         n = as_rows(data).size
         mean = jax.tree.map(jnp.zeros_like, accumulate(params))
@@ -113,7 +113,7 @@ class SAGA(Gradient):
             place = jnp.arange(len(index), dtype=jnp.int32)
             position = position.at[jnp.where(weight != 0, index, n)].set(place, mode="drop")
             counts = (take(position, index) == place) & (weight != 0)
-        else:  # twice: the read of a single row XLA fuses with its write, and copies the table
+        else:  # twice: XLA would fuse the read of a single row with its write, and copy the table
             index, weight = jnp.repeat(index, 2), jnp.pad(weight, (0, 1))
             rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
             counts = weight != 0
@@ -133,7 +133,7 @@ class SAGA(Gradient):
     def _seen(
         self, params: PyTree, rows: PyTree
     ) -> tuple[Float[Array, " B"], PyTree, PyTree, Callable[[PyTree], PyTree]]:
-        """Of each row the loss, aux and what the table keeps; and what sums such to a gradient."""
+        """The losses, aux and table entries of rows; a function that sums entries to a gradient."""
         wide = accumulate(params)
         if (linear := self._linear_model) is not None:
             dtype = accumulator_of(params)

@@ -33,7 +33,7 @@ def as_fixed_loss(loss: Loss | Callable[..., PyTree], name: str = "loss") -> Row
 
 
 class SVRGState(NamedTuple):
-    """Where the last full gradient was taken, the gradient, and the steps taken."""
+    """The parameters of the last full gradient, that gradient, and the number of steps taken."""
 
     params: PyTree
     grads: PyTree
@@ -43,14 +43,14 @@ class SVRGState(NamedTuple):
 
 @part
 class SVRG(Gradient):
-    """Stochastic variance reduced gradient: a batch's change since a full gradient, and that.
+    """SVRG: the change of a batch's gradient since the last full gradient, plus that gradient.
 
     `sum_i weight[i] (g_i(params) - g_i(before)) + 1/n sum_j g_j(before)`, `before` the params at a
     multiple of `period` steps, where the gradient of all rows is taken, in parts of 4,096.
-    Unbiased, as the batch is, and its variance goes to 0 as params and `before` meet: with a
+    It is unbiased if the batch is. Its variance goes to 0 as params and `before` converge: with a
     constant rate (`Smoothness.rate`) it converges linearly where the objective is strongly convex.
-    Costs two gradients of the batch, and that of all rows every so often; under `vmap` over the
-    number of steps, which is what `run_until` maps, it would be taken in each.
+    Each step costs two gradients of the batch, and every `period` steps one of all rows. If `vmap`
+    batches the step counter, as in a vmapped `run_until`, each step computes the full gradient.
 
     Args:
       loss: a function of `(params, row)`, a `RowLoss` or a `RowsLoss`, without key or model state.

@@ -20,7 +20,7 @@ from jaxsgd.solver import Solver, check_solver
 Carry = tuple[
     State, tuple[Batch, PyTree]
 ]  # the next step's batch, and the sampler's state after it
-Step = Callable[..., tuple[Carry, Info]]  # of a carry, and perhaps of the rows of its batch
+Step = Callable[..., tuple[Carry, Info]]  # takes a carry, and perhaps the rows of its batch
 
 
 def stepping(
@@ -28,13 +28,13 @@ def stepping(
 ) -> tuple[Carry, Step]:
     """A loop's carry, and its step `carry -> (carry, info)`; `carry[0]` is the state.
 
-    With a `size`, the step also takes the rows of its batch, gathered already from so many; `data`
-    are not read.
+    With a `size`, the step also takes the rows of its batch, already gathered from data of `size`
+    rows; `data` are not read.
 
-    The carry holds the batch of the next step. Where a batch was drawn in the step that uses it,
+    The carry holds the batch of the next step. If a batch were drawn in the step that uses it,
     XLA's CPU backend would fuse the permutation into each gather, and compute it once for each
-    array of the data (3.4 instead of 2.5 us a step); it removes `optimization_barrier` before
-    fusion.
+    array of the data (3.4 instead of 2.5 us per step). An `optimization_barrier` does not prevent
+    this: the backend removes it before fusion.
     """
     source = data if size is None else jax.ShapeDtypeStruct((size,), jnp.float32)
     sampler = solver.sampler_for(source)
@@ -61,7 +61,7 @@ def stepping(
 
 
 def guarded(step: Step, ahead: Carry, fine: Bool[Array, ""]) -> tuple[Carry, Bool[Array, ""], Info]:
-    """A step that counts only while all values are finite: none counts after one that does not."""
+    """A step that is applied only if it and all steps before it gave finite values."""
     after, info = step(ahead)
     fine = fine & info.finite
     return (select(fine, after[0], ahead[0]), after[1]), fine, info

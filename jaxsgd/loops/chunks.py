@@ -115,8 +115,8 @@ class ChunkResult(NamedTuple):
 
     state: State  # donated to the next call
     steps: int
-    trace: PyTree  # of its steps; entries after the last step hold nothing
-    finite: bool  # else the state is the one before the step that was not
+    trace: PyTree  # of its steps; entries after the last step are unused
+    finite: bool  # otherwise the state is the one before the first step that was not
 
 
 def advances(
@@ -130,10 +130,10 @@ def advances(
     total: int | None = None,
     guard: bool = False,
 ) -> Generator[ChunkResult, None, None]:
-    """A run by lengths of at most `most` steps, `total` in all; rows on the host cut them finer.
+    """A run in pieces of `lengths` steps, each at most `most`; streamed rows may split them.
 
-    Donates `state`. With `guard` traces are NumPy arrays, and a piece that is not finite is run
-    again up to the step that was not, and ends it.
+    `total` is the sum of the lengths, if known. Donates `state`. With `guard`, traces are NumPy
+    arrays, and a piece with a value that is not finite is rerun up to that step and ends the run.
     """
     source = as_rows(data)
     size = source.size if source.is_streamed else None
@@ -152,14 +152,14 @@ def advances(
                     state = _until_not_finite(solver, state, rows, *span, size=size)
                     yield ChunkResult(state, steps, trace, False)
                     return
-            jax.block_until_ready(before)  # one call ahead, no more: each needs the rows of its own
+            jax.block_until_ready(before)  # at most one call ahead: each call needs its own rows
             before = finite
             yield ChunkResult(state, steps, trace, True)
 
 
 @lru_cache(maxsize=256)
 def _on_device(value: int) -> Int[Array, ""]:
-    """A small int that many calls are given."""
+    """A small int on the device, cached because many calls get it."""
     return as_arguments(np.int32(value))
 
 
@@ -179,7 +179,7 @@ def _advance(
 ) -> tuple[State, PyTree, Bool[Array, ""]]:
     """`length` steps, their records in a trace of length `most`.
 
-    With a `size`, data are batches of so many rows, (steps, B, ...), these steps' from `begin` on.
+    With a `size`, data are batches (steps, B, ...) gathered from `size` rows; `begin` is the first.
     """
     ahead, step = _stepping(solver, state, data, size, begin, form)
 

@@ -29,7 +29,7 @@ def why_off() -> str | None:
 
 
 def off_by(variable: str) -> str | None:
-    """Why a thing that is done on CPUs, and has a switch in the environment, is off here, or None.
+    """Why a CPU feature with a switch in the environment is off here, or None if it is on.
 
     Raises:
       ValueError: the switch is neither 0 nor 1.

@@ -62,7 +62,7 @@ DTYPES = frozenset(
     "bool bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 "
     "uint64".split()
 )
-# what runs others, or writes in place
+# operations that call others, or that write in place
 CALLS = frozenset(
     "checkpoint closed_call cond core_call custom_jvp_call custom_vjp_call jit pjit remat2 "
     "scan while dynamic_update_slice".split()
@@ -72,18 +72,18 @@ CALLS = frozenset(
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
-Form = Literal["inlined", "function", "kernel"]  # of a step in a loop
+Form = Literal["inlined", "function", "kernel"]  # how a loop's step is compiled
 
 
 def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., tuple[T, U]]:
     """A loop's step in a form. It takes all that it reads as arguments.
 
-    It returns the results that each loop reads, then those that some loops read. Compiled as a
-    separate function, it does the same arithmetic in every loop, provided that it computes the same
-    results in every loop: inlined, it would be fused with what a loop records, and recording the
-    update norm changed the last bit of Adam's parameters. The second results are left out where
-    they are large and nothing reads them. (To return the updates of a softmax model of 7,850
-    parameters makes a step of Adam 1.3 times as long; without them the rest is fused alike.)
+    The step returns two groups of results: those that every loop reads, and those that only some
+    loops read. As a separate function it does the same arithmetic in every loop, provided that it
+    computes the same results in each. Inlined, it would be fused with what a loop records:
+    recording the update norm changed the last bit of Adam's parameters. The second group is left
+    out where it is large and nothing reads it. (Returning the updates of a softmax model of 7,850
+    parameters makes a step of Adam take 1.3 times as long; the rest is fused the same without it.)
     """
     if form == "inlined":
         return step
@@ -107,7 +107,7 @@ def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., t
 
 
 def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`jax.jit(fn, **options)` of a loop, which compiles it for a CPU where it runs on one.
+    """`jax.jit(fn, **options)` for a loop, compiled as follows where it runs on one CPU.
 
     `fn` has a static argument `form`, the form of its step. This wrapper sets it, from the step
     alone; callers do not. Other static arguments are given by name.
@@ -117,8 +117,8 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
                              compiled by the kernel's options too, which can take 1.5 times as long
         otherwise            the step is a function; slow convolutions are reordered
 
-    A run within a transformation or another program is left alone, with its step inlined: it cannot
-    be known how large its operations become.
+    A run within a transformation or another program is compiled as usual, with its step inlined:
+    the sizes of its operations are not known in advance.
     """
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:

@@ -39,23 +39,23 @@ def run(
       state: from `solver.init` or an earlier run; it stays alive.
       data: the rows, as given to `solver.init`.
       steps: how many, a multiple of `record_every`; static.
-      record: `record(state, info)` chooses what is kept of a step (the state after it, the `Info`
-        of it): a function (define it once, not in the call: another object compiles again), or a
-        callable pytree. Without it, an `Info` of `step` and `loss`.
-      record_every: keep only the last step of each window of so many steps; norms that are not
-        recorded are not computed.
-      remat: for a reverse-mode derivative (`jax.grad` of a held-out loss with respect to a rate) in
-        little memory: keep about `2 sqrt(steps // record_every)` states, best where that
-        number has a divisor near its root, and compute the steps between them again, instead of
-        keeping what each step computed. With few numbers to differentiate by, forward mode
-        (`jax.jacfwd`) needs neither. Without a derivative it changes nothing.
+      record: `record(state, info)` returns what is kept of a step, from the state after it and its
+        `Info`: a function (define it once, not in the call: another object compiles again), or a
+        callable pytree. The default is an `Info` of `step` and `loss`.
+      record_every: record only the last of every `record_every` steps; norms that are not recorded
+        are not computed.
+      remat: save memory in reverse mode (`jax.grad` of a held-out loss with respect to a rate):
+        store about `2 sqrt(steps // record_every)` states and recompute the steps between them. It
+        saves most where `steps // record_every` has a divisor near its square root. With respect to
+        few numbers, forward mode (`jax.jacfwd`) stores no steps. Without differentiation `remat`
+        has no effect.
 
     Returns:
       The state after the last step, and the records stacked along a leading axis of length
         `steps // record_every`.
 
     Raises:
-      ValueError: `steps` is no multiple of `record_every`.
+      ValueError: `steps` is not a multiple of `record_every`.
 
     >>> solver = jaxsgd.Solver(lambda theta, y: (theta - y) ** 2,
     ...                        jaxsgd.Sequential(1), jaxsgd.SGD(0.1))
@@ -118,10 +118,10 @@ def scan_steps(
         (state, _), trace = lax.scan(window, ahead, length=windows)
         return state, trace
     inner = next(n for n in range(math.isqrt(max(windows, 1)), 0, -1) if windows % n == 0)
-    again = partial(jax.checkpoint, prevent_cse=False)  # a scan does not share what is within
+    again = partial(jax.checkpoint, prevent_cse=False)  # no CSE across a scan's boundary
 
     def by_word(words: PyTree, _: None) -> tuple[PyTree, PyTree]:
-        """A window between words of keys: keys kept for the way back would count as used."""
+        """A window on keys as words: keys stored for the backward pass would count as used."""
         after, recorded = window(keys_of(words, ahead), None)
         return words_of(after), recorded
 

@@ -30,7 +30,7 @@ def run_until(
     check_every: int,
     monitor: Callable[[State], Float[Array, ""]] | None = None,
 ) -> tuple[State, Check, Ending]:
-    """Take steps until a stop says so, in one `lax.while_loop`, compiled once.
+    """Take steps until a stop ends the run, in one `lax.while_loop`, compiled once.
 
     Every `check_every` steps the stop sees a `Check`. From the first step whose loss, gradient or
     new parameters are not finite, the state is frozen at its last finite value, and the run ends at
@@ -43,19 +43,19 @@ def run_until(
     Args:
       solver, state, data: as in `run`.
       stop: when to stop: `Converged`, `EarlyStopping`, `AnyOf(...)`.
-      max_steps: at most so many steps, a multiple of `check_every`; static, it sizes the trace.
+      max_steps: the most steps to take, a multiple of `check_every`; static, it sizes the trace.
       check_every: steps between checks; static.
-      monitor: what the stop watches: a function of the state, such as `Objective(loss, data)`. A
-        callable pytree keeps its data as arguments. Without it, the mean of loss and penalty over
-        the batches since the last check, each before its update.
+      monitor: what the stop watches: a function of the state, such as `Objective(loss, data)`. The
+        arrays of a callable pytree are arguments of the program, not constants. The default is the
+        mean of loss plus penalty over the steps since the last check, each before its update.
 
     Returns:
       The state; the checks, padded to `max_steps // check_every` with steps of -1 and infinity; and
       `Ending(reason, step, checks)`.
 
     Raises:
-      ValueError: `max_steps` is no multiple of `check_every`.
-      TypeError: no stop, or a monitor that returns no scalar.
+      ValueError: `max_steps` is not a multiple of `check_every`.
+      TypeError: `stop` is not a stop, or the monitor does not return a scalar.
 
     >>> problem = jaxsgd.problems.two_targets()
     >>> solver = jaxsgd.Solver(problem.loss, jaxsgd.FullBatch(), jaxsgd.SGD(0.1))

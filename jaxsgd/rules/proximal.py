@@ -35,7 +35,7 @@ class Proximal(Rule):
       penalty: `L1`, `ElasticNet`, `L2`, or another `ProximalPenalty`.
 
     Raises:
-      TypeError: the rule is neither, or the penalty is no `ProximalPenalty`.
+      TypeError: the rule is neither, or the penalty is not a `ProximalPenalty`.
 
     >>> rule = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L1(1.0))
     >>> params = jnp.array([1.0, 0.05])

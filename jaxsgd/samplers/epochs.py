@@ -109,7 +109,7 @@ class Blocks(EpochSampler):
     """Blocks of rows in a random order, shuffled within a window: for data read fastest in order.
 
     In each epoch the blocks of `block` adjacent rows are permuted; then the rows of each `window`
-    blocks are permuted together. So `window * block` rows at a time are read in whole blocks, as
+    blocks are permuted together. `window * block` rows at a time can be read in whole blocks, as
     `HostRows` does for compressed files and the network, and each row is still as likely as any
     other at each step. Where `block` does not divide n, the first block of an epoch begins at a
     random row, and the blocks wrap around the end; where it does, they are those of the file. The

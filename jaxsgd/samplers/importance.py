@@ -62,7 +62,7 @@ class ImportanceSampled(Sampler):
 
     Args:
       probabilities: float[n], above 0, in proportion: they are kept scaled to a maximum of 1. A
-        share of 1e-4 of the draws, n / 2**31 where n is large, is spread over all rows alike. A
+        share of 1e-4 of the draws (n / 2**31 where n is large) is spread evenly over all rows. A
         leaf.
       batch_size: B, the number of rows of a batch, at least 1; it may exceed n.
 

@@ -35,7 +35,7 @@ class Poisson(Sampler):
 
     `weight = 1 / (q n)` for each row in the batch: the sampling that the privacy accounting of
     DP-SGD assumes. A batch has q n rows on average, and at most `capacity`; the weights of an empty
-    batch are 0, and so is its gradient. Of a batch with more rows the first `capacity` are taken,
+    batch are 0, and so is its gradient. If more rows are drawn, the first `capacity` are taken,
     and `state.sampler.overflows` counts such batches. The rows are found by gaps, `floor(log u /
     log(1 - q))` rows between one and the next, so that the cost of a step depends on the capacity,
     not on n.

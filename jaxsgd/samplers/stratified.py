@@ -50,7 +50,7 @@ class Stratified(CounterSampler):
 
     Raises:
       TypeError: labels that are not integers, or that are traced.
-      ValueError: a batch size below 1 or above the number of rows, more than 2**26 steps an epoch,
+      ValueError: a batch size below 1 or above the number of rows, more than 2**26 steps per epoch,
         or proportions that are not one number above 0 per class.
 
     >>> labels = jnp.array([0, 0, 1, 0, 0, 1, 0, 0])

@@ -87,7 +87,7 @@ class SmallGradient(Stop):
 class SmallStep(Stop):
     """The last update is small: `|params' - params| <= atol` in the Euclidean norm.
 
-    A decaying rate makes updates small anywhere: a small update is no sign of a minimum.
+    A decaying rate makes updates small anywhere: a small update does not indicate a minimum.
 
     >>> reason, _ = jaxsgd.SmallStep(0.1).update(jaxsgd.Check(0, 1.0, 1.0, 0.05), ())
     >>> int(reason) == jaxsgd.Reason.SMALL_STEP

@@ -15,7 +15,7 @@ from jaxsgd.solver import Solver
 def cause_of(solver: Solver, state: State, data: PyTree) -> str | None:
     """What is not finite in the step that follows `state`, in words; None if all of it is finite.
 
-    The step is taken once more, and what it reads is looked at before what it computes.
+    The step is taken once more. The rows that it reads are checked before the values it computes.
     """
     batch = jax.tree.map(lambda x: x[0], solver.batches(state, data, 1))
     source = as_rows(data)
@@ -54,5 +54,5 @@ def _in_info(info: Info) -> str | None:
 
 @partial(jax.jit, static_argnames="size")
 def _info(solver: Solver, state: State, data: PyTree, batch: Batch, *, size: int | None) -> Info:
-    """The step's; with a size the data are the rows of its batch, of so many."""
+    """The step's `Info`; with a `size`, data are its batch, gathered from `size` rows."""
     return solver.step_at(state, data if size is None else BatchRows(data, size), batch)[1]

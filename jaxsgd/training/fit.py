@@ -89,8 +89,8 @@ def fit(
     A second call with the same loss and shapes compiles nothing, whatever the key, the rate and the
     number of epochs. The caller's params, data and key stay alive. Ctrl-C ends the run after the
     current epoch, and the result so far is returned; a second Ctrl-C stops immediately. A run whose
-    loss or parameters are not finite ends with its last finite state, whose `step` is the step that
-    was not finite.
+    loss or parameters are not finite ends with its last finite state; `state.step` is then the
+    index, from 0, of the step that failed.
 
     With `checkpoint` a run that was killed is continued from its last checkpoint by the same call.
     It ends as if it had not been killed, bit for bit on one CPU (`seconds` aside). A run that has
@@ -124,13 +124,13 @@ def fit(
       log: called once an epoch with a dict of floats (`wandb.log` fits).
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
         A checkpoint of other parts, numbers, functions, key, shapes, data or initial parameters is
-        refused. Functions are compared by module and qualified name, not by code; of the data a few
-        thousand rows at a fixed stride are compared.
+        refused. Functions are compared by module and qualified name, not by code; data by a few
+        thousand rows at a fixed stride.
       checkpoint_every: steps between checkpoints, also within an epoch; by default one epoch.
       checkpoint_tag: a string that is saved in each checkpoint. A checkpoint with another tag is
         refused: change the tag when you change the code of a function.
-      checkpoint_strict: False to go on from a checkpoint although the values of the data or of the
-        initial parameters are others.
+      checkpoint_strict: False to continue from a checkpoint although the values of the data or of
+        the initial parameters differ.
       progress: show a progress bar with the loss and the rows per second (needs tqdm).
 
     Returns:
@@ -138,8 +138,8 @@ def fit(
       ended: what was not finite in which step, or the monitored value and its best epoch. With a
       rule that averages, `params`, validation and metrics use the averaged parameters.
       History: `epoch` and `step` (the number taken so far), `loss` (the mean over the epoch's rows,
-      each before the update it was a part of), `seconds` of the epoch's training (compilation
-      included in the first), `validation_loss`, and `validation_<metric>` (`<metric>` on `data`).
+      computed before each update), `seconds` (the epoch's training time, in the first epoch with
+      compilation), `validation_loss`, and `validation_<metric>` (`<metric>` if on `data`).
 
     Raises:
       ValueError, TypeError: both or neither of `learning_rate` and `rule`, and all that `Solver`

@@ -1,4 +1,4 @@
-"""Epoch after epoch: the host loop behind `fit`, and all that it goes on from."""
+"""The host loop behind `fit`, epoch after epoch, and the state that it continues from."""
 
 import math
 import threading
@@ -36,7 +36,7 @@ VALUES = "values of the data", "values of the initial params"
 
 
 class FitState(NamedTuple):
-    """Where a fit stands. Cut anywhere, it goes on bit for bit the same."""
+    """The state of a fit. Continued from any such state, it gives the same bits."""
 
     state: State
     step: int  # of the state, on the host
@@ -51,14 +51,14 @@ class FitState(NamedTuple):
     history: dict[str, np.ndarray]
 
     def is_at_end_of_epoch(self, steps: int) -> bool:
-        """Whether all steps of an epoch are taken, or all that can be, and it has no record yet."""
+        """Whether an epoch has ended, by its last step or by divergence, but has no record yet."""
         ended = self.reason == Reason.DIVERGED or self.step % steps == 0
         return ended and self.rows > 0
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a fit does, and with what."""
+    """The parts and options of a fit, and its loop."""
 
     solver: Solver
     data: PyTree
@@ -159,7 +159,7 @@ class Trainer:
             self.keep(fit)
 
     def add(self, fit: FitState, chunk: ChunkResult, start: float) -> FitState:
-        """The epoch's sums with those of some more steps, the same however they are cut."""
+        """The epoch's sums with some more steps added; they do not depend on the cuts."""
         losses, rows, *norms = (x[: chunk.steps] for x in chunk.trace)
         # one by one in float64, so that the sum does not depend on where the epoch was cut
         with np.errstate(all="ignore"):
@@ -175,7 +175,7 @@ class Trainer:
         )
 
     def end_epoch(self, fit: FitState) -> FitState:
-        """The epoch's record, and what the stop makes of it."""
+        """Record the epoch, then update the best parameters and the stop."""
         state = fit.state
         record: dict[str, float] = {
             "epoch": len(fit.history["epoch"]) + 1,
