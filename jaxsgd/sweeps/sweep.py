@@ -86,7 +86,6 @@ def sweep(
     shape = tuple(map(length, axes))
     for i, arg in enumerate(args):
         _check_argument(i, arg, axes)
-    _check_call(fn, args, axes)
     values = tuple(arg.runs if isinstance(arg, Sweep) else arg for arg in args)
     call, arrays = as_arguments(((as_callable(fn, "fn"), values), axes))
     is_compact = [False] * len(jax.tree.leaves(call[0]))
@@ -95,17 +94,34 @@ def sweep(
     plan = Plan(tuple(is_compact), vmap_order(axes))
     if mesh is not None:
         plan, call, arrays = _place_on_mesh(plan, call, arrays, args, shape, mesh)
+    try:
+        return Sweep(_computed(call, arrays, plan, shape, chunk, progress), axes)
+    except TypeError:
+        _check_call(fn, args, axes)  # only now, for it takes as long as the rest of a call
+        raise
+
+
+def _computed(
+    call: PyTree,
+    arrays: Axes,
+    plan: Plan,
+    shape: tuple[int, ...],
+    chunk: int | None,
+    progress: bool,
+) -> PyTree:
+    """The compact results of all runs, computed at once or block by block."""
     block = _block(call, arrays, plan, shape, chunk, progress)
     if block == shape:
-        return Sweep(run_all(call, arrays, plan=plan), axes)
+        return run_all(call, arrays, plan=plan)
     # The last block of an axis starts earlier and computes some runs again, so that all blocks have
     # the same shape and one program computes them.
     starts = [[*range(0, n - b, b), n - b] for n, b in zip(shape, block, strict=True)]
-    runs = placed_like(allocate(call, arrays, plan=plan), () if mesh is not None else call)
+    runs = allocate(call, arrays, plan=plan)
+    runs = placed_like(runs, () if plan.mesh is not None else call)
     for start in counted([*product(*starts)], progress, "chunk"):
         at = jax.device_put(np.array(start, np.int32))
         runs = jax.block_until_ready(run_block(runs, at, call, arrays, plan=plan, block=block))
-    return Sweep(runs, axes)
+    return runs
 
 
 def _check_call(fn: object, args: Sequence[PyTree], axes: Sequence[dict[str, PyTree]]) -> None:
