@@ -28,7 +28,7 @@ def fit(
     if kind == "stratified":
         options["sampler"] = jaxsgd.Stratified(np.arange(40) % 2, 8)
     else:
-        options["batch_size"] = 8
+        options.setdefault("batch_size", 8)
     if kind == "saga":
         loss = jaxsgd.SAGA(loss)
     if kind == "streamed":

@@ -47,7 +47,7 @@ def rewritten_model(path, **changes):
     """A model file with some of its facts changed; None deletes one."""
     empty = np.zeros((0, 2)), np.zeros(0)
     rows = task.Rows(empty, None, ["a", "b"], None, np.zeros(2), np.ones(2), np.array([0.0, 1.0]))
-    params = {"bias": np.zeros(1, np.float32), "weight": np.ones((2, 1), np.float32)}
+    params = {"bias": np.zeros(1, np.float32), "weight": np.ones((1, 2), np.float32)}
     task.save(path, params, rows, "linear", "squared_error")
     with np.load(path) as file:
         arrays = dict(file)
