@@ -60,15 +60,18 @@ def evaluate(
     """
     batch_size = validation.integer(batch_size, "evaluate's batch_size", 1)
     validation.no_mask_in(params, "params")
-    kind = type(params)
-    if isinstance(params, tuple) and kind.__module__.startswith("jaxsgd."):  # a State, a Result
-        raise TypeError(f"params is a {kind.__name__}, expected its attribute `params`")
     n = as_rows(data).size
     if sample_weight is not None:
         validation.weights(sample_weight, "sample_weight")
         validation.one_a_row(sample_weight, n, "sample_weight")
     named = metrics if isinstance(metrics, Mapping) else {"": metrics}
-    means = means_over(named, params, data, sample_weight, model_state, batch_size)
+    try:
+        means = means_over(named, params, data, sample_weight, model_state, batch_size)
+    except Exception as error:
+        if isinstance(params, tuple) and hasattr(params, "params"):  # a State, a Result
+            kind = type(params).__name__
+            error.add_note(f"params is a {kind}, perhaps its attribute `params` was meant")
+        raise
     return means if isinstance(metrics, Mapping) else means[""]
 
 

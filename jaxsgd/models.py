@@ -6,6 +6,7 @@ library can be used as well.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,20 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable, field, number, part, static
+from jaxsgd.core.trees import accumulator
 from jaxsgd.core.validation import Number
 from jaxsgd.losses import RowLoss
 from jaxsgd.schedules import scalar
 
 Activation = Callable[[jax.Array], jax.Array]
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+}
 
 # by name: the weights of a layer (fan_in, fan_out); biases start at 0
 INITS: dict[str, initializers.Initializer] = {
@@ -77,10 +87,6 @@ class Linear:
         """The output (float[k] or float[]) for a row, or the outputs for several rows."""
         return x @ params["weight"].T + params["bias"]
 
-    def activate(self, x: jax.Array) -> jax.Array:
-        """The activation of hidden units, of which there are none."""
-        return x
-
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
         """The layers of params: one."""
         return (params,)
@@ -98,10 +104,25 @@ def _as_sizes(sizes: tuple[int, ...] | list[int], name: str = "sizes") -> tuple[
     return tuple(validation.integer(size, f"each of {name}", 1) for size in sizes)
 
 
-def _as_activation(activation: Activation | None, name: str = "activation") -> Activation | None:
-    if activation is not None and (not callable(activation) or isinstance(activation, type)):
-        raise TypeError(f"{name} is {activation!r}, expected a function such as jnp.tanh, or None")
-    return activation
+def _as_activation(
+    activation: Activation | str | None, name: str = "activation"
+) -> Activation | str | None:
+    is_function = callable(activation) and not isinstance(activation, type | partial)
+    is_name = isinstance(activation, str) and activation in ACTIVATIONS
+    if activation is None or is_name or is_function:
+        return activation
+    raise TypeError(
+        f"{name} is {activation!r}, expected one of {', '.join(ACTIVATIONS)}, a function of an "
+        "array, or None"
+    )
+
+
+def _activated(model: "Linear | MLP", x: jax.Array) -> jax.Array:
+    """The activation of hidden units."""
+    activation = "relu" if isinstance(model, Linear) else model.activation
+    if activation is None:
+        return x
+    return ACTIVATIONS[activation](x) if isinstance(activation, str) else activation(x)
 
 
 @part
@@ -117,7 +138,8 @@ class MLP:
       sizes: features, hidden units and outputs: `(784, 128, 10)`.
       initialise: `"lecun"` (the default) or another, as in `Linear`; `"he"` keeps the variance
         through relu. `"zeros"` is refused: all hidden units would remain equal.
-      activation: a function of an array, `jax.nn.relu` by default; None for a deep linear network.
+      activation: `"relu"` (the default), `"tanh"`, `"sigmoid"`, `"gelu"`, `"silu"`, `"softplus"`, a
+        function of an array, or None for a deep linear network; static.
       dropout: the probability that a hidden unit is left out, at least 0 and below 1; a leaf. None
         for no dropout.
 
@@ -135,8 +157,8 @@ class MLP:
 
     sizes: tuple[int, ...] = static(converter=_as_sizes)
     initialise: str = static(default="lecun", kw_only=True)
-    activation: Activation | None = static(
-        default=jax.nn.relu, converter=_as_activation, kw_only=True
+    activation: Activation | str | None = static(
+        default="relu", converter=_as_activation, kw_only=True
     )
     dropout: Number | None = number(default=None, converter=validation.real(below=1), kw_only=True)
 
@@ -147,6 +169,8 @@ class MLP:
                 "MLP's initialise is 'zeros', with which all hidden units would remain "
                 "equal; expected 'lecun', 'xavier', 'he' or 'normal'"
             )
+        if isinstance(self.dropout, int | float) and np.float32(self.dropout) == 1:
+            raise ValueError(f"MLP's dropout is {self.dropout}, which is 1 in float32")
 
     def init(self, key: PRNGKeyArray) -> PyTree:
         """The parameters to start from; the key is consumed."""
@@ -163,16 +187,14 @@ class MLP:
         """The outputs for a row, or for several rows; with a key hidden units are dropped."""
         *hidden, last = params
         for i, layer in enumerate(hidden):
-            x = self.activate(x @ layer["weight"].T + layer["bias"])
+            x = _activated(self, x @ layer["weight"].T + layer["bias"])
             if key is not None and self.dropout is not None:
-                kept = 1 - scalar(self.dropout, "MLP's dropout").astype(x.dtype)
+                # in bfloat16 a dropout of 0.001 would be 0
+                dtype = accumulator(x.dtype)
+                kept = 1 - scalar(self.dropout, "MLP's dropout").astype(dtype)
                 is_kept = jax.random.bernoulli(jax.random.fold_in(key, i), kept, x.shape)
-                x = jnp.where(is_kept, x / kept, 0)
+                x = jnp.where(is_kept, (x.astype(dtype) / kept).astype(x.dtype), 0)
         return x @ last["weight"].T + last["bias"]
-
-    def activate(self, x: jax.Array) -> jax.Array:
-        """The activation of hidden units."""
-        return x if self.activation is None else self.activation(x)
 
     def layers(self, params: PyTree) -> tuple[PyTree, ...]:
         """The layers of params: params itself."""
@@ -211,7 +233,8 @@ class ModelLoss:
                 f"ModelLoss's model is {self.model!r}, expected models.Linear or models.MLP; for "
                 "another model a loss is a function of (params, row)"
             )
-        if isinstance(self.model, MLP) and self.model.dropout is not None:
+        dropout = self.model.dropout if isinstance(self.model, MLP) else None
+        if dropout is not None and not (isinstance(dropout, int | float) and dropout == 0):
             raise ValueError(
                 f"ModelLoss's model is {self.model!r}, whose dropout needs a key, expected "
                 "RowLoss(lambda params, row, key: fn(model(params, row[0], key), row[1]), "
@@ -242,7 +265,7 @@ class ModelLoss:
             inputs: list[jax.Array] = []
             output = x
             for layer, shift in zip(layers, shifts, strict=True):
-                inputs.append(self.model.activate(output) if inputs else output)
+                inputs.append(_activated(self.model, output) if inputs else output)
                 output = inputs[-1] @ layer["weight"].T + layer["bias"] + shift
             return jax.vmap(self.fn)(output, y), tuple(inputs)
 

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd.core import validation
@@ -150,7 +151,9 @@ def selected(mask: Mask, params: PyTree) -> PyTree:
     """Which leaves of params a mask selects: a tree of bools like params."""
     prefix = True if mask is None else mask(params)
     for path, keep in jax.tree_util.tree_leaves_with_path(prefix):
-        if not isinstance(keep, bool | np.bool_):
+        is_array = isinstance(keep, np.ndarray | jax.Array) and not isinstance(keep, Tracer)
+        is_one = is_array and keep.shape == () and keep.dtype == bool
+        if not is_one and not isinstance(keep, bool | np.bool_):
             where = f"the mask {mask!r} returned{jax.tree_util.keystr(path)}"
             raise TypeError(f"{where} {keep!r}, expected True or False")
     try:

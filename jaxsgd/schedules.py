@@ -23,7 +23,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
@@ -84,11 +83,12 @@ def _rate_of(schedule: Schedule, count: Int[Array, ""]) -> Float[Array, ""]:
     """The rate of a schedule; one that is a number already, and no rate, is refused."""
     what, name = f"the schedule {schedule!r}", f"the rate of the schedule {schedule!r}"
     instead = "write jnp.where(step < 100, 0.1, 0.01), or use jaxsgd.StepDecay"
-    with validation.traced(
-        f"{what} needs the value of the step (in an if, int() or NumPy)", instead
-    ):
+    needs = "needs the value of the step or of one of its numbers (in an if, int() or NumPy)"
+    with validation.traced(f"{what} {needs}", instead):
         value = schedule(count)
-    if not isinstance(value, Tracer):
+    if hasattr(value, "__jax_array__"):
+        value = jnp.asarray(value)
+    if not isinstance(value, jax.Array):
         validation.number(value, name)
     elif not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"{name} is of {value.dtype}, expected a real number")

@@ -50,7 +50,7 @@ class Branching(jaxsgd.Stop):
 
 @jaxsgd.part
 class Descent:  # the tests' check of types would refuse SGD's keyword before jaxsgd does
-    elsewhere: ClassVar[dict[str, str]] = jaxsgd.SGD.elsewhere
+    _elsewhere: ClassVar[dict[str, str]] = jaxsgd.SGD._elsewhere
     learning_rate: float = jaxsgd.number()
 
 
@@ -113,11 +113,11 @@ WRONG = {
     "a mask of another structure": (masked(lambda p: {"w": True}), "expected a prefix"),
     "a schedule that branches": (
         lambda: fit(learning_rate=lambda step: 0.1 if step < 10 else 0.01),
-        r"the schedule .* needs the value of the step .* write jnp.where",
+        r"the schedule .* needs the value of the step or .* write jnp.where",
     ),
     "a stop that branches": (
         lambda: jaxsgd.run_until(SOLVER, STATE, DATA, Branching(), max_steps=4, check_every=2),
-        r"Branching.update needs the value of its check .* write jnp.where",
+        r"Branching.update needs the value of an array .* write jnp.where",
     ),
     "a step that is a float": (
         lambda: jaxsgd.run(SOLVER, STATE._replace(step=jnp.zeros(())), DATA, 3),
@@ -162,7 +162,7 @@ WRONG = {
     ),
     "a state for its params": (
         lambda: jaxsgd.evaluate(table.loss, STATE, DATA),
-        "params is a State, expected its attribute `params`",
+        "params is a State, perhaps its attribute `params` was meant",
     ),
     "a path for an array": (lambda: jaxsgd.HostRows("x.npy"), r"data is the path 'x.npy'.*np.load"),
     "a rate of Optax's that is text": (
@@ -175,11 +175,23 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_combination_is_refused(what):
     call, message = WRONG[what]
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError, AttributeError), match=message):
         call()
 
 
 def test_what_is_right_beside_them_is_taken():
+    only = lambda name: lambda params: {"weight": name == "weight", "bias": name == "bias"}  # noqa: E731
+    lasso = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L1(0.1, mask=only("weight")))
+    of_rule(lasso, penalty=jaxsgd.L1(0.1, mask=only("bias")))()
+    of_rule(jaxsgd.LineSearch(), penalty=jaxsgd.ElasticNet(0.0, 0.1))()
+    ridge = jaxsgd.Proximal(jaxsgd.SGD(0.1), jaxsgd.L2(0.1))
+    with pytest.raises(ValueError, match="count twice"):
+        of_rule(ridge, penalty=jaxsgd.L2(0.1))()
+    with pytest.raises(ValueError, match="LineSearch"):
+        of_rule(jaxsgd.EMA(jaxsgd.LineSearch(), 0.9), penalty=jaxsgd.L1(0.1))()
+    nan = {"rate": np.array([np.nan, 0.1])}
+    double = jaxsgd.sweep(lambda rate: 2 * rate, over=nan, progress=False)
+    jaxsgd.sweep(lambda a, rate: a, double, over={"rate": jnp.array([jnp.nan, 0.1])})
     of_rule(LASSO, penalty=jaxsgd.L2(0.1))()
     of_rule(jaxsgd.LineSearch(), penalty=jaxsgd.L2(0.1))()
     of_rule(jaxsgd.SGD(0.1), penalty=jaxsgd.L1(0.1))()
@@ -199,7 +211,9 @@ def test_a_diverged_fit_names_the_row(place):
     result = fit(data=with_nan(place))
     assert result.reason == jaxsgd.Reason.DIVERGED
     step = int(result.state.step)
-    assert result.message.endswith(f"diverged in step {step}: row 7 of data[0] holds nan")
+    assert result.message.endswith(
+        f"diverged in step {step}: the loss of the batch is nan; row 7 of data[0] holds nan"
+    )
     assert 7 in SOLVER.batches(result.state, DATA, 1).index[0]
     assert result.message in repr(result)
 

@@ -1,6 +1,7 @@
 """The plain models: shapes, forward passes, initialisations, and what they refuse."""
 
 import dataclasses
+import pickle
 
 import chex
 import jax
@@ -97,6 +98,22 @@ def test_dropout_leaves_units_out_with_a_key_and_none_without():
     two = jnp.stack([x, x])
     assert float(jnp.ptp(model(params, two, jax.random.key(1)))) > 0  # a mask for each row
     assert jax.tree.leaves(model) == [0.25]
+    two_layers = jaxsgd.models.MLP((3, 50, 50, 50), activation=None, dropout=0.5)
+    eyes = tuple(
+        {"weight": jnp.eye(50)[:, :n], "bias": jnp.full(50, b)}
+        for n, b in ((3, 1.0), (50, 0.0), (50, 0.0))
+    )
+    kept = two_layers(eyes, 0 * x, jax.random.key(4)) > 0
+    assert 0.1 < kept.mean() < 0.4  # by two masks, of which one alone keeps a half
+    half = jaxsgd.models.MLP((3, 1000, 1), activation=None, dropout=0.001)
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    apart = [
+        half(low, x.astype(jnp.bfloat16), key) for key in jax.random.split(jax.random.key(5), 9)
+    ]
+    assert len({float(out[0]) for out in apart}) > 1  # in bfloat16 a rate of 0.001 would be none
+    with pytest.raises(ValueError, match="which is 1 in float32"):
+        jaxsgd.models.MLP((3, 2, 1), dropout=1 - 1e-9)
+    assert pickle.loads(pickle.dumps(jaxsgd.models.MLP((3, 2, 1)))).activation == "relu"
     same = jaxsgd.models.MLP((3, 1000, 1), activation=None)
     np.testing.assert_array_equal(same(params, x, jax.random.key(2)), same(params, x))
     with pytest.raises(ValueError, match="whose dropout needs a key, expected RowLoss"):

@@ -242,31 +242,41 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
       BlockingIOError: another run, of this or another process, holds it.
     """
-    import filelock  # of the extra that `checked_folder` has asked for
+    try:
+        import filelock
+    except ImportError as error:
+        message = "checkpoints of fit need filelock: pip install 'jaxsgd[checkpoints]'"
+        raise ImportError(message) from error
 
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / ".owner"
+    owner, own_id = folder / ".owner", os.getpid()
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        holder = (owner.exists() and owner.read_text()) or "another process"
         raise BlockingIOError(
-            f"{folder} is in use by {holder}, expected one run at a time in a folder: wait for its "
-            "end, or give this run another folder"
+            f"{folder} is in use by {_text(owner)}, expected one run at a time in a folder: wait "
+            "for its end, or give this run another folder"
         ) from None
     try:
         if owner.exists():
-            message = (
-                f"{folder} was left by {owner.read_text()}, which was killed; going on from it"
-            )
-            warnings.warn(message, stacklevel=2)
-        owner.write_text(f"process {os.getpid()} on {platform.node()}")
+            message = f"{folder} was left by {_text(owner)}, which was killed; going on from it"
+            warnings.warn(message, stacklevel=3)
+        with suppress(OSError):  # a full disk does not end a run
+            owner.write_text(f"process {own_id} on {platform.node()}")
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone
-            owner.unlink()
-        lock.release()
+        if os.getpid() == own_id:  # not in a fork of this process
+            with suppress(OSError):  # the folder may be gone
+                owner.unlink()
+            lock.release()
+
+
+def _text(owner: Path) -> str:
+    """Who holds a folder, where that can be read."""
+    with suppress(OSError):
+        return owner.read_text() or "another process"
+    return "another process"
 
 
 def check_tag(tag: object, name: str = "tag") -> None:
@@ -277,7 +287,6 @@ def check_tag(tag: object, name: str = "tag") -> None:
 
 def _orbax() -> ModuleType:
     try:
-        import filelock  # noqa: F401
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError("checkpoints need Orbax: pip install 'jaxsgd[checkpoints]'") from error

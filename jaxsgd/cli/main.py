@@ -293,7 +293,7 @@ def _sweep(args: argparse.Namespace) -> int:
     task, rows, name = prepared(args)
     rule = args.rule or ("sgd" if args.momentum is None else "momentum")
     sampler = _sampler(args, len(rows.train[0])).for_size(len(rows.train[0]))
-    steps = validation.integer(args.epochs, "epochs", 1) * sampler.steps_per_epoch
+    steps = validation.integer(args.epochs, "--epochs", 1) * sampler.steps_per_epoch
     swept = {k: getattr(args, k) for k in ("learning_rate", "momentum", "l1", "l2")}
     out = Path(args.out or f"jaxsgd-{name}-sweep")
     out.mkdir(parents=True, exist_ok=True)

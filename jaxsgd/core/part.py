@@ -195,10 +195,13 @@ def _annotate_with_converters(cls: type, converters: dict[str, Callable[..., obj
 def _name_unknown(cls: type) -> None:
     """Let the constructor refuse a keyword that it does not take by a list of those it takes.
 
-    A class may say in `elsewhere` which part has a field that users look for in it.
+    A class may say in `_elsewhere` which part has a field that users look for in it.
     """
-    construct, elsewhere = cls.__init__, getattr(cls, "elsewhere", {})
-    takes = list(inspect.signature(construct).parameters)[1:]
+    construct, elsewhere = cls.__init__, getattr(cls, "_elsewhere", {})
+    parameters = list(inspect.signature(construct).parameters.values())[1:]
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    takes = [parameter.name for parameter in parameters]
 
     @wraps(construct)
     def __init__(self: object, *args: object, **named: object) -> None:

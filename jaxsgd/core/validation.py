@@ -31,8 +31,9 @@ def integer(value: object, name: str, least: int, most: int = MAX_SIZE) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(
             f"{name} is {value!r}, expected a Python int: it shapes the program, so in a function "
-            "that is traced (by jit, vmap, sweep) close over it instead of passing it (for a batch "
-            "size, DynamicBatch takes one that is traced)"
+            "that is traced (by jit, vmap, sweep) close over it instead of passing it"
+            + "; DynamicBatch takes a batch size that is traced"
+            * name.endswith("batch_size")
         )
     try:
         result = operator.index(value)  # pyright: ignore[reportArgumentType]
@@ -134,11 +135,13 @@ def count(value: object, name: str, least: int = 0) -> None:
 
 
 def step(value: object, name: str = "step") -> Int[Array, ""]:
-    """A step number (0 at the first) as an int32[]; only the dtype of a tracer is checked."""
-    if not isinstance(value, Tracer):
+    """A step number (0 at the first) as an int32[]. The value of a JAX array is not waited for."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value}, expected an int, 0 at the first step")
+    if not isinstance(value, jax.Array):
         value = integer(value, name, 0)
-    elif not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(f"{name} is an array of {value.dtype}, expected an int32")
+    elif value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} is {value.dtype}{list(value.shape)}, expected an int32[]")
     return jnp.asarray(value, jnp.int32)
 
 

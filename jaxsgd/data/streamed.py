@@ -128,6 +128,8 @@ class StreamedRows(Rows):
             return out
 
         rows = self.read(index, out)
+        if isinstance(out, np.ndarray) and isinstance(rows, list):
+            rows = np.asarray(rows)
         if jax.tree.structure(rows) != jax.tree.structure(out):
             raise TypeError(
                 f"{type(self).__name__}.read returned {jax.tree.structure(rows)}, expected the "

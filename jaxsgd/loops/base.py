@@ -86,7 +86,7 @@ def rows_for(solver: object, state: object, data: PyTree) -> Rows:
             "solver.init(params, data, key=key) or an earlier run returned"
         )
     dtype = np.dtype(getattr(state.step, "dtype", type(state.step)))
-    if dtype.kind != "i":
+    if dtype.kind not in "iu":
         raise TypeError(f"state.step is of {dtype}, expected an int32[]: the steps taken so far")
     validation.not_deleted(state.step, "state")
     return as_rows(data)

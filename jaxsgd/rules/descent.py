@@ -44,7 +44,7 @@ class SGD(ScheduledRule):
     [-0.10000000149011612, 0.20000000298023224]
     """
 
-    elsewhere: ClassVar[dict[str, str]] = {
+    _elsewhere: ClassVar[dict[str, str]] = {
         "momentum": "jaxsgd.Momentum(learning_rate, momentum)",
         "nesterov": "jaxsgd.Nesterov(learning_rate, momentum)",
         "weight_decay": "the solver's penalty=jaxsgd.L2(strength)",

@@ -73,7 +73,8 @@ class FromOptax(Rule):
         }
         rate = hyperparameters.get("learning_rate")
         no_class(rate, f"{name}'s learning_rate")
-        if not callable(rate):
+        is_own = "learning_rate" in static or isinstance(rate, list | tuple | dict)
+        if not callable(rate) and not is_own:  # what a custom factory understands
             validation.number(rate, f"{name}'s learning_rate")
         for key, value in hyperparameters.items():
             if callable(value):

@@ -92,16 +92,24 @@ def check_penalty(penalty: object, rule: Rule) -> None:
     Raises:
       ValueError: `L1` or `ElasticNet` with `LineSearch`, or a penalty of the same kind in both.
     """
-    has_corners, within = isinstance(penalty, L1 | ElasticNet), rule.proximal_penalty
-    if has_corners and isinstance(innermost(rule), LineSearch):
+    within = rule.proximal_penalty
+    if _has_corners(penalty) and isinstance(innermost(rule), LineSearch):
         raise ValueError(
             f"the solver's penalty is {penalty!r} with LineSearch, which stands still at the "
             f"corners of |params|, expected the rule Proximal(SGD(rate), {penalty!r}) and no "
             "penalty"
         )
     is_same = within is not None and type(penalty) is type(within)
-    if is_same or (has_corners and isinstance(within, L1 | ElasticNet)):
+    if not is_same and not (_has_corners(penalty) and _has_corners(within)):
+        return
+    if getattr(penalty, "mask", None) is getattr(within, "mask", None):  # of the same params
         raise ValueError(
             f"the solver's penalty is {penalty!r}, and its rule adds {within!r}, expected one of "
             "them: the penalty would count twice"
         )
+
+
+def _has_corners(penalty: object) -> bool:
+    if isinstance(penalty, ElasticNet):
+        return not (isinstance(penalty.l1, int | float) and penalty.l1 == 0)
+    return isinstance(penalty, L1)

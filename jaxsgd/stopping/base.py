@@ -156,7 +156,7 @@ def check_stop(stop: Stop, check: Check, state: PyTree) -> tuple[Int[Array, ""],
       TypeError: `update` broke the contract.
     """
     instead = "write jnp.where(check.monitor < 0.1, 1, 0), or return the bool itself"
-    what = f"{type(stop).__name__}.update needs the value of its check (in an if, bool() or NumPy)"
+    what = f"{type(stop).__name__}.update needs the value of an array (in an if, bool() or NumPy)"
     with validation.traced(what, instead):
         returned = stop.update(check, state)
     if not isinstance(returned, tuple) or len(returned) != 2:

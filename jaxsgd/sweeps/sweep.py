@@ -128,7 +128,7 @@ def _check_call(fn: object, args: Sequence[PyTree], axes: Sequence[dict[str, PyT
     """Refuse a function that does not take the arguments, or not by the names of the axes."""
     names = [name for axis in axes for name in axis]
     try:
-        signature = inspect.signature(fn)  # pyright: ignore[reportArgumentType]
+        signature = inspect.signature(fn, follow_wrapped=False)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
         return
     try:
@@ -175,11 +175,17 @@ def _check_argument(i: int, arg: PyTree, axes: Sequence[dict[str, PyTree]]) -> N
 
 
 def _are_equal(one: PyTree, other: PyTree) -> bool:
-    """Whether the values of two axes are the same, where they are known."""
-    pairs = list(zip(*(jax.tree.leaves(words_of(tree)) for tree in (one, other)), strict=True))
-    if any(isinstance(x, Tracer) for pair in pairs for x in pair):
-        return True
-    return all(np.array_equal(*pair) for pair in jax.device_get(pairs))
+    """Whether the values of two axes are the same in a run, where they are known."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    for x, y in zip(*(jax.tree.leaves(words_of(tree)) for tree in (one, other)), strict=True):
+        if x is y or isinstance(x, Tracer) or isinstance(y, Tracer):
+            continue
+        x, y = jax.device_get((x, y))
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        if not np.array_equal(x.astype(dtype), y.astype(dtype), equal_nan=dtype.kind in "fc"):
+            return False
+    return True
 
 
 def _axes_text(axes: Sequence[tuple[list[str], int]]) -> str:

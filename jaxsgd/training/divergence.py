@@ -1,4 +1,4 @@
-"""Why a step was not finite: the data, the rate, the loss, the gradient or the update."""
+"""Why a step was not finite: the rate, the loss, the gradient or the update, and the rows."""
 
 from functools import partial
 
@@ -22,7 +22,9 @@ def cause_of(solver: Solver, state: State, data: PyTree) -> str | None:
     if source.reduction(batch, solver.gradient.is_keyed) is not None:
         return _in_info(_info(solver, state, data, batch, size=None))  # no device has all rows
     rows = source.take(batch.index)
-    return _in_rows(rows, batch) or _in_info(_info(solver, state, rows, batch, size=source.size))
+    cause = _in_info(_info(solver, state, rows, batch, size=source.size))
+    found = _in_rows(rows, batch)  # which the loss may well take: it is told beside the cause
+    return cause if cause is None or found is None else f"{cause}; {found}"
 
 
 def _in_rows(rows: PyTree, batch: Batch) -> str | None:
@@ -30,7 +32,7 @@ def _in_rows(rows: PyTree, batch: Batch) -> str | None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        values = np.asarray(leaf, np.float64).reshape(len(is_used), -1)
+        values = np.asarray(leaf).reshape(len(is_used), -1)
         bad = np.argwhere(is_used[:, None] & ~np.isfinite(values))
         if len(bad):
             row, where = int(batch.index[bad[0][0]]), f"data{jax.tree_util.keystr(path)}"

@@ -33,15 +33,23 @@ from jaxsgd.training.progress import Bar, interrupts
 from jaxsgd.training.trainer import FitState, Trainer, params_of
 
 
-class Result(NamedTuple):
-    """What `fit` returns."""
-
+class _Fields(NamedTuple):
     params: PyTree  # of the last epoch, or of the best with `restore_best`; or their averages
     state: State  # after the last step: continue with run(solver, result.state, data, steps)
     history: dict[str, np.ndarray]  # one entry per epoch
     reason: Reason
     model_state: PyTree  # that belongs to `params`, of a loss with `has_model_state`
-    message: str  # why the run ended, with the values that ended it
+
+
+class Result(_Fields):
+    """What `fit` returns: `params`, `state`, `history`, `reason` and `model_state`."""
+
+    @property
+    def message(self) -> str:
+        """Why the run ended, in one line, with the values that ended it where they are known."""
+        epochs, steps = len(self.history["epoch"]), int(self.state.step)
+        default = f"ended in epoch {epochs}, after {steps} steps: {self.reason}"
+        return vars(self).get("_message", default)
 
     def __repr__(self) -> str:
         parts = [*described({"params": self.params}), f"  state at step {int(self.state.step)}"]
@@ -134,9 +142,9 @@ def fit(
       progress: show a progress bar with the loss and the rows per second (needs tqdm).
 
     Returns:
-      `Result(params, state, history, reason, model_state, message)`; the message says why the run
-      ended: what was not finite in which step, or the monitored value and its best epoch. With a
-      rule that averages, `params`, validation and metrics use the averaged parameters.
+      `Result(params, state, history, reason, model_state)`, whose `message` says why the run ended:
+      what was not finite in which step, or the monitored value and its best epoch. With a rule that
+      averages, `params`, validation and metrics use the averaged parameters.
       History: `epoch` and `step` (the number taken so far), `loss` (the mean over the epoch's rows,
       computed before each update), `seconds` (the epoch's training time, in the first epoch with
       compilation), `validation_loss`, and `validation_<metric>` (`<metric>` if on `data`).
@@ -270,8 +278,9 @@ def _result(trainer: Trainer, current: FitState) -> Result:
     params, model_state = params_of(state), state.model_state
     if current.best is not None and current.best_value < math.inf:
         params, model_state = current.best
-    message = trainer.message(current)
-    return Result(params, state, current.history, Reason(current.reason), model_state, message)
+    result = Result(params, state, current.history, Reason(current.reason), model_state)
+    vars(result)["_message"] = trainer.message(current)  # no field: text is no leaf of a pytree
+    return result
 
 
 def _checked_data(solver: Solver, state: State, data: PyTree) -> PyTree:

@@ -251,12 +251,13 @@ class Trainer:
             except Exception:  # the result must not be lost by the search for a cause
                 cause = None
             return where + (f"diverged in step {fit.step}: {cause}" if cause else str(reason))
-        watched = history[self.monitor]
-        if not len(watched) or (self.stop is None and not self.restore_best):
+        is_watched = self.restore_best or (self.stop is not None and self.stop.watches_monitor)
+        if not is_watched or not len(history[self.monitor]):
             return where + str(reason)
-        best = int(np.argmin(watched) if self.mode == "min" else np.argmax(watched))
-        values = f"{self.monitor} {watched[-1]:.6g}, best {watched[best]:.6g} in epoch {best + 1}"
-        return f"{where}{reason} ({values})"
+        values = history[self.monitor] if self.mode == "min" else -history[self.monitor]
+        best = int(np.argmin(np.where(np.isnan(values), np.inf, values)))
+        last, least = history[self.monitor][-1], history[self.monitor][best]
+        return f"{where}{reason} ({self.monitor} {last:.6g}, best {least:.6g} in epoch {best + 1})"
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
