@@ -268,17 +268,10 @@ def check_rows(data: PyTree) -> None:
     index = jax.ShapeDtypeStruct((2,), jnp.int32)
     expected = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, *s.shape[1:]), s.dtype), rows.shapes)
     given = jax.eval_shape(lambda index: rows.take(index), index)
-    forms = [
-        (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
-        for tree in (given, expected)
-    ]
-    if forms[0] != forms[1]:
-        shown = [
-            jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (given, expected)
-        ]
+    if _form(given) != _form(expected):
         raise TypeError(
-            f"{type(rows).__name__}.take of 2 rows returned {shown[0]}, expected {shown[1]}, by "
-            "its shapes"
+            f"{type(rows).__name__}.take of 2 rows returned {_shown(given)}, expected "
+            f"{_shown(expected)}, by its shapes"
         )
 
 
@@ -303,22 +296,21 @@ def _two(part: object, method: str, result: object, expected: str) -> tuple[PyTr
 
 def _check_state(part: object, before: PyTree, after: PyTree) -> None:
     """A state keeps its structure, shapes and dtypes, or no loop can carry it."""
-    forms = [
-        (
-            jax.tree.structure(tree),
-            [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)],
-        )
-        for tree in (before, after)
-    ]
-    if forms[0] != forms[1]:
-        shown = [
-            jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
-            for tree in (after, before)
-        ]
+    if _form(before) != _form(after):
         raise TypeError(
-            f"{type(part).__name__}.update returned the state {shown[0]}, expected one of the same "
-            f"structure, shapes and dtypes as before, {shown[1]}"
+            f"{type(part).__name__}.update returned the state {_shown(after)}, expected one of the "
+            f"same structure, shapes and dtypes as before, {_shown(before)}"
         )
+
+
+def _form(tree: PyTree) -> tuple[object, list[object]]:
+    """The structure, shapes and dtypes of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
+def _shown(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
 
 
 def _check_like_params(what: str, tree: PyTree, params: PyTree) -> None:

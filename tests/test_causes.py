@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxsgd
+from jaxsgd.training.divergence import _in_rows
 from tests import table
 
 PARAMS, DATA = table.problem(n=12)
@@ -248,3 +249,13 @@ def test_a_stopped_fit_names_the_value_and_the_best_epoch():
     best = fit(metrics=largest, monitor="n", mode="max", restore_best=True)
     assert f"best {best.history['n'].max():.6g}" in best.message
     assert fit().message == "ended in epoch 3, after 9 steps: all epochs were run"
+
+
+def test_only_rows_that_count_are_named():
+    rows = np.array([[1.0, 2.0], [1.0, np.inf]])
+    index = jnp.array([3, 7])
+    counted, left_out = jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])
+    assert _in_rows(rows, jaxsgd.Batch(index, left_out)) is None
+    assert _in_rows({"x": rows}, jaxsgd.Batch(index, counted)) == "row 7 of data['x'] holds inf"
+    assert _in_rows(rows + 0j, jaxsgd.Batch(index, counted)) == "row 7 of data holds (inf+0j)"
+    assert _in_rows(rows > 0, jaxsgd.Batch(index, counted)) is None

@@ -144,7 +144,7 @@ class FromOptax(Rule):
     @contextmanager
     def _traced_numbers(self) -> Iterator[None]:
         """Turns JAX's error about the value of a traced number into a sentence."""
-        what = f"{self!r} looks at the value of one of its numbers ({', '.join(self.numbers)})"
+        what = f"{self!r} needs the value of one of its numbers ({', '.join(self.numbers)})"
         instead = "name that number in static=(...); each value then compiles anew"
         with validation.traced(what, instead):
             yield

@@ -95,7 +95,7 @@ def check_penalty(penalty: object, rule: Rule) -> None:
     within = rule.proximal_penalty
     if _has_corners(penalty) and isinstance(innermost(rule), LineSearch):
         raise ValueError(
-            f"the solver's penalty is {penalty!r} with LineSearch, which stands still at the "
+            f"the solver's penalty is {penalty!r} with LineSearch, which stops at the "
             f"corners of |params|, expected the rule Proximal(SGD(rate), {penalty!r}) and no "
             "penalty"
         )

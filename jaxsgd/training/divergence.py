@@ -23,7 +23,7 @@ def cause_of(solver: Solver, state: State, data: PyTree) -> str | None:
         return _in_info(_info(solver, state, data, batch, size=None))  # no device has all rows
     rows = source.take(batch.index)
     cause = _in_info(_info(solver, state, rows, batch, size=source.size))
-    found = _in_rows(rows, batch)  # which the loss may well take: it is told beside the cause
+    found = _in_rows(rows, batch)  # named after the cause, because the loss may handle NaN
     return cause if cause is None or found is None else f"{cause}; {found}"
 
 

@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
-from jaxsgd.checkpoints.orbax import check_tag, checked_folder, owned
+from jaxsgd.checkpoints.lock import owned
+from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
 from jaxsgd.core.records import State, described
 from jaxsgd.core.trees import as_arguments

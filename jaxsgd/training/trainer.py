@@ -30,7 +30,7 @@ from jaxsgd.stopping.base import Check, Reason, Stop, check_stop
 from jaxsgd.training.divergence import cause_of
 from jaxsgd.training.metrics import EpochMetrics
 
-LOGGED = ".logged"  # a file beside the checkpoints: the last epoch that was logged
+LOGGED = ".logged"  # a file in the folder of checkpoints: the last epoch that was logged
 # parts of a fingerprint that `checkpoint_strict=False` leaves out
 VALUES = "values of the data", "values of the initial params"
 

@@ -72,7 +72,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_never_been(tmp_path, k
     assert process.exitcode == 0
     whole = fit(tmp_path / "whole", EPOCHS, checkpoint_every=1000, kind=kind)
     chex.assert_trees_all_equal(kept(folder), kept(tmp_path / "whole"))  # patience and all
-    same(fit(folder, EPOCHS, kind=kind), whole)  # one that has ended is handed out at once
+    same(fit(folder, EPOCHS, kind=kind), whole)  # one that has ended is returned at once
     assert len(whole.history["epoch"]) == EPOCHS
     assert len(orbax.checkpoints(folder)) == 3
 
@@ -470,7 +470,7 @@ def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxsgd.checkpoints.orbax import owned
+from jaxsgd.checkpoints.lock import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
