@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd.core import validation
+from jaxsgd.core import programs, validation
 from jaxsgd.core.part import wrapped_name
 from jaxsgd.core.records import Batch, Estimate, State
 from jaxsgd.core.trees import accumulate, accumulator_of, as_arguments, squared_norm
@@ -66,9 +66,9 @@ def _trace_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTre
         shape = lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)  # noqa: E731
         arrays = jax.tree.map(shape, rows.shapes)
         step = lambda parts, state, arrays: _check_step(parts, state, BatchRows(arrays, size))  # noqa: E731
-        jax.eval_shape(step, as_arguments(parts), state, arrays)
+        programs.eval_shape(step, as_arguments(parts), state, arrays)
         return
-    jax.eval_shape(_check_step, as_arguments(parts), state, data)
+    programs.eval_shape(_check_step, as_arguments(parts), state, data)
 
 
 def _check_step(parts: tuple[Gradient, Sampler, Rule], state: State, data: PyTree) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from jaxsgd.core import validation
+from jaxsgd.core import programs, validation
 from jaxsgd.core.part import as_callable, as_optional_callable, field, part, static
 from jaxsgd.core.records import State
 from jaxsgd.core.trees import accumulator_of, as_arguments, gather
@@ -96,7 +96,7 @@ def means_over(
     return _evaluate(rows.as_arguments(), weight, *args, batch_size=batch_size)
 
 
-@partial(jax.jit, static_argnames="batch_size")
+@programs.jit()
 def _evaluate(
     data: PyTree, sample_weight: Shaped[Array, " n"] | None, *args: PyTree, batch_size: int
 ) -> PyTree[Float[Array, "..."]]:
@@ -110,7 +110,7 @@ def _means(sums: PyTree) -> PyTree[Float[Array, "..."]]:
     return jax.tree.map(lambda x: x / weight, totals)
 
 
-@partial(jax.jit, static_argnames="batch_size")
+@programs.jit()
 def _add(
     data: PyTree,
     sample_weight: Shaped[Array, " n"] | None,

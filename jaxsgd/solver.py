@@ -1,7 +1,6 @@
 """The training step: which rows, their gradient, the update."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
-from jaxsgd.core import validation
+from jaxsgd.core import programs, validation
 from jaxsgd.core.part import as_contract, as_optional_callable, field, part
 from jaxsgd.core.records import Batch, Estimate, Info, State, described
 from jaxsgd.core.trees import accumulate, accumulator_of, gather, is_finite, strong
@@ -297,7 +296,7 @@ class Solver:
         return penalty
 
 
-@partial(jax.jit, static_argnames="steps")
+@programs.jit()
 def _batches(sampler: Sampler, state: PyTree, *, steps: int) -> Batch:
     def draw(state: PyTree, _: None) -> tuple[PyTree, Batch]:
         batch, state = sampler.update(state)

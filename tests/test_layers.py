@@ -8,7 +8,7 @@ import jaxsgd
 
 # from the ground up: a folder's files in their order, then the next folder or file
 LAYERS = """
-    core          part records validation trees jaxprs
+    core          part programs records validation trees jaxprs
     random        permutation bits
     schedules
     losses

@@ -8,7 +8,10 @@ vmapped, moved to a device, saved and differentiated.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
@@ -137,7 +140,10 @@ def part(cls: type[T]) -> type[T]:
     keys = [NumberKey(name) if name in numbers else GetAttrKey(name) for name in leaves]
 
     def flatten(part: T) -> tuple[list[object], tuple[object, ...]]:
-        return [getattr(part, name) for name in leaves], tuple(getattr(part, n) for n in statics)
+        values = tuple(getattr(part, name) for name in statics)
+        if _held_weakly.functions is not None:
+            values = _weakly(values, _held_weakly.functions)
+        return [getattr(part, name) for name in leaves], values
 
     def flatten_with_keys(part: T) -> tuple[list[tuple[object, object]], tuple[object, ...]]:
         children, aux = flatten(part)
@@ -145,11 +151,60 @@ def part(cls: type[T]) -> type[T]:
 
     def unflatten(aux: tuple[object, ...], children: Iterable[object]) -> T:
         part = object.__new__(cls)
-        set_fields(part, **dict(zip(leaves + statics, (*children, *aux), strict=True)))
+        values = aux if type(aux) is tuple else _strongly(aux)
+        set_fields(part, **dict(zip(leaves + statics, (*children, *values), strict=True)))
         return part
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+class _HeldWeakly(threading.local):
+    functions: list[weakref.ref] | None = None  # those met so far, or None
+
+
+_held_weakly = _HeldWeakly()
+
+
+@contextmanager
+def functions_held_weakly() -> Iterator[list[weakref.ref]]:
+    """Let parts that are flattened in this context refer weakly to their static functions.
+
+    Yields:
+      A list to which references to the functions are added.
+    """
+    before, _held_weakly.functions = _held_weakly.functions, []
+    try:
+        yield _held_weakly.functions
+    finally:
+        _held_weakly.functions = before
+
+
+class _Weak(tuple):
+    """The type of a tuple and its values, some of them as weak references."""
+
+
+def _weakly(values: tuple[object, ...], functions: list[weakref.ref]) -> tuple[object, ...]:
+    """Static values, with references to functions; the values as they are if there are none."""
+    before, found = len(functions), []
+    for value in values:
+        if isinstance(value, tuple):  # an Optax transformation is a tuple of functions
+            value = _weakly(value, functions)
+        elif callable(value) and type(value).__eq__ is object.__eq__:
+            # what is equal to other objects, such as a bound method, is not known by a reference
+            value = weakref.ref(value)
+            functions.append(value)
+        found.append(value)
+    return _Weak((type(values), *found)) if len(functions) > before else values
+
+
+def _strongly(weak: _Weak) -> tuple[Any, ...]:
+    """The tuple again."""
+    kind, *held = weak
+    values = (
+        _strongly(x) if type(x) is _Weak else x() if isinstance(x, weakref.ref) else x for x in held
+    )
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 
 def _check_class(cls: type) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, PyTree, Shaped
 
+from jaxsgd.core import programs
 from jaxsgd.core.records import State
 from jaxsgd.data.arrays import ArrayRows
 from jaxsgd.data.base import Rows
@@ -223,7 +224,7 @@ def _indices(sampler: Sampler, state: PyTree, steps: int) -> Iterator[np.ndarray
         yield jax.device_get(index)
 
 
-@partial(jax.jit, static_argnames="steps")
+@programs.jit()
 def _plan(sampler: Sampler, state: PyTree, *, steps: int) -> tuple[PyTree, Int[Array, "steps B"]]:
     def draw(state: PyTree, _: None) -> tuple[PyTree, Int[Array, " B"]]:
         batch, state = sampler.update(state)

@@ -163,7 +163,7 @@ def _on_device(value: int) -> Int[Array, ""]:
     return as_arguments(np.int32(value))
 
 
-@cpu_fusion.jit(static_argnames=("most", "guard", "size", "form"), donate_argnames="state")
+@cpu_fusion.jit(donate="state")
 def _advance(
     solver: Solver,
     state: State,
@@ -206,7 +206,7 @@ def _advance(
     return select(fine, new, state), trace, fine
 
 
-@cpu_fusion.jit(static_argnames=("size", "form"), donate_argnames="state")
+@cpu_fusion.jit(donate="state")
 def _until_not_finite(
     solver: Solver,
     state: State,

@@ -25,7 +25,9 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jaxtyping import Array, Bool, PyTree
 
+from jaxsgd.core import programs
 from jaxsgd.core.jaxprs import inner_jaxprs
+from jaxsgd.core.programs import Flat, Programs
 from jaxsgd.loops import cpu_convolutions
 
 TRIED = (0, 9), (0, 11)  # versions of JAX; another one might make other demands on a kernel
@@ -88,17 +90,18 @@ def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., t
     if form == "inlined":
         return step
 
-    @jax.jit  # `_separate_steps` finds it by its name
-    def separate_step(*args: PyTree) -> tuple[T, U]:
-        return step(*args)
-
-    read_step = jax.jit(lambda *args: (separate_step(*args), _read(args)))
-
     def call(*args: PyTree) -> tuple[T, U]:
+        leaves, structure, _ = programs.flatten(args)
+
+        @jax.jit  # `_separate_steps` finds it by its name
+        def separate_step(*leaves: Array) -> tuple[T, U]:
+            return step(*structure.unflatten(leaves))
+
         if form == "kernel":
-            (always, perhaps), read = _marked(read_step(*args), KERNEL)
+            read_step = jax.jit(lambda *leaves: (separate_step(*leaves), _read(leaves)))
+            (always, perhaps), read = _marked(read_step(*leaves), KERNEL)
         else:
-            (always, perhaps), read = _marked(separate_step(*args), FUNCTION), ()
+            (always, perhaps), read = _marked(separate_step(*leaves), FUNCTION), ()
         if sum(x.size for x in jax.tree.leaves(perhaps)) <= KEPT:
             return _computed((always, perhaps, read))[:2]
         return _computed((always, read))[0], perhaps
@@ -106,11 +109,11 @@ def compiled_as(form: Form, step: Callable[..., tuple[T, U]]) -> Callable[..., t
     return call
 
 
-def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`jax.jit(fn, **options)` for a loop, compiled as follows where it runs on one CPU.
+def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """`core.programs.jit` for a loop, compiled as follows where it runs on one CPU.
 
-    `fn` has a static argument `form`, the form of its step. This wrapper sets it, from the step
-    alone; callers do not. Other static arguments are given by name.
+    The loop has a static argument `form`, the form of its step. This wrapper sets it, from the step
+    alone; callers do not.
 
         the run is small     the run is a kernel, its step a function in it
         the step is small    the step is a kernel (traced a second time); what is outside of it is
@@ -122,51 +125,43 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
-        plain = jax.jit(fn, **options)
+        plain = programs.jit(donate=donate)(fn)
+        kept: Programs[list[Callable[..., T]]] = Programs()  # ways to compile a run, the best first
 
-        def program(
-            transform: Callable[..., Callable[..., Any]], compiler_options: dict[str, Any]
-        ) -> Callable[..., T]:
-            @partial(jax.jit, **options, compiler_options=compiler_options)
-            @wraps(fn)
-            def transformed(*args: P.args, **static: P.kwargs) -> T:
-                return transform(partial(plain, **static))(*args)
+        def ways_of(args: Any, static: dict[str, Any], flat: Flat) -> list[Callable[..., T]]:
+            def run_with(form: Form) -> Any:
+                return jax.jit(programs.of_leaves(fn, flat.structure, {**static, "form": form}))
 
-            return transformed
+            def program(run: Callable[..., T], options: dict[str, Any]) -> Callable[..., T]:
+                call = programs.named(fn, lambda *leaves: run(*leaves))
+                donated = programs.leaf_numbers(fn, donate, args)
+                return jax.jit(call, donate_argnums=donated, compiler_options=options)
 
-        run_kernel = partial(program(_as_kernel, OPTIONS), form="function")
-        step_kernel = partial(program(lambda run: run, OPTIONS), form="kernel")
-        separate = program(lambda run: run, ALONE)
-        reordered = program(cpu_convolutions.reordered, ALONE)
-        ways: dict[Hashable, list[Callable[..., T]]] = {}  # to compile a run, the best first
-
-        def ways_of(leaves: list[Array], args: Any, static: Any) -> list[Callable[..., T]]:
-            if not all(map(_is_on_one_cpu, leaves)):
-                return [partial(plain, form="inlined")]
+            if not all(map(_is_on_one_cpu, flat.leaves)):
+                return [program(run_with("inlined"), {})]
             form: Form = "inlined" if why_off() else "function"
-            jaxpr = plain.trace(*args, **static, form=form).jaxpr.jaxpr
+            run = run_with(form)
+            jaxpr = run.trace(*flat.leaves).jaxpr.jaxpr
             is_slow = cpu_convolutions.are_slow_in(jaxpr)
-            large = partial(reordered if is_slow else separate, form=form)
+            large = program(cpu_convolutions.reordered(run) if is_slow else run, ALONE)
             steps = _separate_steps(jaxpr)
             if form == "inlined" or not all(_is_small(step, in_loop=True) for step in steps):
                 return [large]
-            return [run_kernel] * _is_small(jaxpr) + [step_kernel, large]
+            kernel = [program(_as_kernel(run), OPTIONS)] if _is_small(jaxpr) else []
+            return [*kernel, program(run_with("kernel"), OPTIONS), large]
 
         @wraps(fn)
         def call(*args: P.args, **static: P.kwargs) -> T:
-            leaves, tree = jax.tree.flatten(args)
+            flat = programs.flatten(args)
+            leaves, structure, functions = flat
             if jax.config.jax_disable_jit or any(isinstance(x, Tracer) for x in leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static, form="inlined")
             switches = why_off() is None, cpu_convolutions.why_off() is None
-            key = switches, tree, *static.items(), *map(_kind, leaves)
-            found = ways.get(key)
-            if found is None:
-                if len(ways) >= 100:  # keys hold losses and models alive
-                    ways.pop(next(iter(ways)), None)
-                found = ways[key] = ways_of(leaves, args, static)
-            for i, way in enumerate(found):
+            key = switches, structure, *static.items(), *map(_kind, leaves)
+            ways = kept.find(key) or kept.keep(key, ways_of(args, static, flat), functions)
+            for i, way in enumerate(ways):
                 try:
-                    return way(*args, **static)
+                    return way(*leaves)
                 except ValueError as error:
                     # within another program, none of whose arguments is among these
                     if "top-level" not in str(error):
@@ -174,12 +169,12 @@ def jit(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
                     return plain(*args, **static, form="inlined")
                 except jax.errors.JaxRuntimeError as error:
                     is_donated = any(x.is_deleted() for x in leaves)
-                    if way is found[-1] or is_donated or not _is_refusal(error):
+                    if way is ways[-1] or is_donated or not _is_refusal(error):
                         raise
-                    ways[key] = found[i + 1 :]
+                    kept.keep(key, ways[i + 1 :], functions)
             raise AssertionError("the last way returns or raises")
 
-        call.lower = partial(plain.lower, form="inlined")  # pyright: ignore[reportAttributeAccessIssue]
+        call.trace = partial(plain.trace, form="inlined")  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
         return call
 
     return decorate

@@ -74,7 +74,7 @@ def run(
     return _run(*args, windows=windows, every=record_every, remat=bool(remat))
 
 
-@cpu_fusion.jit(static_argnames=("windows", "every", "remat", "form"))
+@cpu_fusion.jit()
 def _run(
     solver: Solver,
     state: State,

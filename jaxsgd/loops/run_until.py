@@ -84,7 +84,7 @@ class _Watch(NamedTuple):
     reason: Int[Array, ""]
 
 
-@cpu_fusion.jit(static_argnames=("windows", "every", "form"))
+@cpu_fusion.jit()
 def _run_until(
     solver: Solver,
     state: State,

@@ -17,6 +17,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxsgd.core import programs
 from jaxsgd.core.trees import by_words, words_of
 from jaxsgd.loops.cpu_convolutions import reordered
 from jaxsgd.sweeps.axes import Axes
@@ -36,20 +37,20 @@ class Plan(NamedTuple):
     split_axis: int = 0  # the axis whose runs are split over the mesh
 
 
-@partial(jax.jit, static_argnames="plan")
+@programs.jit()
 def run_all(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
     """The compact results of all runs. `axes` holds, for each axis, its values by name."""
     return _run(call, axes, plan)
 
 
-@partial(jax.jit, static_argnames="plan")
+@programs.jit()
 def allocate(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
     """Zeros of the shapes of `run_all`'s results, for `run_block` to write to."""
     shapes = jax.eval_shape(partial(_run, plan=plan), call, axes)
     return _constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
 
 
-@partial(jax.jit, static_argnames=("plan", "block"), donate_argnums=0)
+@programs.jit(donate="results")
 def run_block(
     results: PyTree,
     start: jax.Array,

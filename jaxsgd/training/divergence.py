@@ -1,12 +1,11 @@
 """Why a step was not finite: the rate, the loss, the gradient or the update, and the rows."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxsgd.core import programs
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.data.arrays import BatchRows, as_rows
 from jaxsgd.solver import Solver
@@ -54,7 +53,7 @@ def _in_info(info: Info) -> str | None:
     return None if info.finite else "the parameters after the update are not finite"
 
 
-@partial(jax.jit, static_argnames="size")
+@programs.jit()
 def _info(solver: Solver, state: State, data: PyTree, batch: Batch, *, size: int | None) -> Info:
     """The step's `Info`; with a `size`, data are its batch, gathered from `size` rows."""
     return solver.step_at(state, data if size is None else BatchRows(data, size), batch)[1]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
 from jaxsgd.checkpoints.orbax import checkpoints, restored, save
+from jaxsgd.core import programs
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
 from jaxsgd.core.trees import as_arguments, strong
@@ -327,7 +328,7 @@ def _record_norms(state: State, info: Info, batch: Batch) -> tuple[Array, ...]:
     return (*_record_loss(state, info, batch), info.grad_norm, info.update_norm)
 
 
-@jax.jit
+@programs.jit()
 def _update_stop(stop: Stop, check: Check, memory: PyTree) -> tuple[Int[Array, ""], PyTree]:
     code, memory = check_stop(stop, check, memory)
     return code, jax.tree.map(strong, memory)

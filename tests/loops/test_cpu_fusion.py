@@ -193,7 +193,7 @@ def test_xla_compiles_one_kernel(monkeypatch, tmp_path):
     dump = {"xla_dump_to": str(tmp_path / "inlined")}
     assert kernels(jax.jit(loop, compiler_options=dump), "inlined") > 1
     monkeypatch.setitem(cpu_fusion.OPTIONS, "xla_dump_to", str(tmp_path / "marked"))
-    assert kernels(cpu_fusion.jit(static_argnames="form")(loop), "marked") == 1
+    assert kernels(cpu_fusion.jit()(loop), "marked") == 1
 
 
 def test_large_operations_are_not_marked(marks):
@@ -245,7 +245,7 @@ def test_arguments_that_nothing_reads():
     assert jaxsgd.run(solver, state, data, 2)[1].loss[1] < 0.03
 
 
-@cpu_fusion.jit(static_argnames="form")
+@cpu_fusion.jit()
 def operations(x, index, form="inlined"):
     """Every kind that is allowed, by the functions that make it."""
 

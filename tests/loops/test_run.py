@@ -56,8 +56,8 @@ def test_what_nobody_records_costs_nothing():
 
     def text(record):
         args = as_arguments((solver, state, data, record))
-        lowered = run._run.lower(*args, windows=5, every=1)
-        return lowered.compile().as_text()
+        traced = run._run.trace(*args, windows=5, every=1)
+        return traced.lower().compile().as_text()
 
     keep = as_callable(lambda state, info: (info.grad_norm, info.finite), "record")
     kept, plain = text(keep), text(None)
