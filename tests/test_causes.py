@@ -85,10 +85,15 @@ class OneRow(jaxsgd.Rows):
         return jnp.ones(3)
 
 
-def donated():
-    state = SOLVER.init(PARAMS, DATA, key=KEY)
-    jax.tree.map(lambda x: x.delete(), state)
-    jaxsgd.run(SOLVER, state, DATA, 3)
+def donated(part):
+    """A run whose state was donated, or a part of it."""
+
+    def call():
+        state = SOLVER.init(PARAMS, DATA, key=KEY)
+        jax.tree.map(lambda x: x.delete(), part(state))
+        jaxsgd.run(SOLVER, state, DATA, 3)
+
+    return call
 
 
 swept = jaxsgd.sweep(
@@ -124,7 +129,15 @@ WRONG = {
         lambda: jaxsgd.run(SOLVER, STATE._replace(step=jnp.zeros(())), DATA, 3),
         r"state.step is of float32, expected an int32",
     ),
-    "a state that was donated": (donated, "state was deleted: an earlier call"),
+    "a state that was donated": (
+        donated(lambda state: state),
+        "state was deleted: an earlier call",
+    ),
+    "params that were donated": (donated(lambda state: state.params), "state was deleted"),
+    "rows on the host of 128 bits": (
+        lambda: jaxsgd.HostRows(np.ones(12, np.longdouble)),
+        "data is an array of float128, expected at most 64 bits",
+    ),
     "a sweep over other values": (
         lambda: jaxsgd.sweep(lambda a, learning_rate: a, swept, over={"learning_rate": [0.1, 0.3]}),
         "a Sweep over other values of 'learning_rate'",

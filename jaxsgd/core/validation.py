@@ -263,14 +263,18 @@ def no_mask_in(tree: PyTree, name: str) -> None:
 def no_text(leaf: np.ndarray, where: str) -> None:
     """Refuse text, dates, objects and masked arrays, and numbers of a kind that JAX lacks."""
     no_mask(leaf, where)
-    dtype = leaf.dtype
-    if dtype.kind in "OUSMm" or dtype.names:
-        raise TypeError(f"{where} is an array of {dtype}, expected numbers")
-    if not dtype.isnative:
+    numeric(leaf.dtype, where)
+    if not leaf.dtype.isnative:
         raise TypeError(
-            f"{where} is an array of {dtype}, expected this machine's byte order: "
+            f"{where} is an array of {leaf.dtype}, expected this machine's byte order: "
             "x.astype(x.dtype.newbyteorder('='))"
         )
+
+
+def numeric(dtype: np.dtype, where: str) -> None:
+    """Refuse dtypes that are no numbers, or numbers of more bits than JAX has."""
+    if dtype.kind in "OUSMm" or dtype.names:
+        raise TypeError(f"{where} is an array of {dtype}, expected numbers")
     if dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
         raise TypeError(f"{where} is an array of {dtype}, expected at most 64 bits a number")
 

@@ -106,8 +106,7 @@ def _shape_of(path: KeyPath, source: Source) -> jax.ShapeDtypeStruct:
             f"{where} is of type {kind}, expected an array, or what has a length and rows that are "
             f"NumPy arrays ({type(error).__name__}: {error})"
         ) from error
-    if dtype.kind in "OUSMm" or dtype.names:
-        raise TypeError(f"{where} is an array of {dtype}, expected numbers")
+    validation.numeric(dtype, where)
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 

@@ -88,7 +88,8 @@ def rows_for(solver: object, state: object, data: PyTree) -> Rows:
     dtype = np.dtype(getattr(state.step, "dtype", type(state.step)))
     if dtype.kind not in "iu":
         raise TypeError(f"state.step is of {dtype}, expected an int32[]: the steps taken so far")
-    validation.not_deleted(state.step, "state")
+    for leaf in (state.step, *jax.tree.leaves(state.params)[:1]):  # all would take time
+        validation.not_deleted(leaf, "state")
     return as_rows(data)
 
 

@@ -131,7 +131,7 @@ def test_runs_are_spread_over_a_mesh_and_each_over_another_axis(problem, monkeyp
     real = sweep.run_all
 
     def run_all(*args, **options):
-        compiled.append(real.lower(*args, **options).compile())
+        compiled.append(real.trace(*args, **options).lower().compile())
         return real(*args, **options)
 
     run_all.trace = real.trace
