@@ -180,29 +180,44 @@ def functions_held_weakly() -> Iterator[list[weakref.ref]]:
         _held_weakly.functions = before
 
 
+class _Reference(weakref.ref):
+    """A reference made here, unlike one that a user keeps in a static field."""
+
+    __slots__ = ()
+
+
 class _Weak(tuple):
-    """The type of a tuple and its values, some of them as weak references."""
+    """A tuple's type, then its values, functions replaced by weak references."""
 
 
 def _weakly(values: tuple[object, ...], functions: list[weakref.ref]) -> tuple[object, ...]:
-    """Static values, with references to functions; the values as they are if there are none."""
+    """Static values, functions replaced by weak references; unchanged if there are none."""
     before, found = len(functions), []
     for value in values:
-        if isinstance(value, tuple):  # an Optax transformation is a tuple of functions
+        if type(value) is tuple or hasattr(value, "_fields"):  # such as an Optax transformation
             value = _weakly(value, functions)
-        elif callable(value) and type(value).__eq__ is object.__eq__:
-            # what is equal to other objects, such as a bound method, is not known by a reference
-            value = weakref.ref(value)
+        elif _is_known_by_identity(value):
+            value = _Reference(value)
             functions.append(value)
         found.append(value)
     return _Weak((type(values), *found)) if len(functions) > before else values
 
 
+def _is_known_by_identity(value: object) -> bool:
+    """Whether a weak reference can stand for a function.
+
+    Not for a bound method: it is a new object each time it is read, so a reference to it would be
+    dead at once.
+    """
+    kind = type(value)
+    return callable(value) and kind.__eq__ is object.__eq__ and kind.__weakrefoffset__ > 0
+
+
 def _strongly(weak: _Weak) -> tuple[Any, ...]:
-    """The tuple again."""
+    """The tuple that `_weakly` was given."""
     kind, *held = weak
     values = (
-        _strongly(x) if type(x) is _Weak else x() if isinstance(x, weakref.ref) else x for x in held
+        _strongly(x) if type(x) is _Weak else x() if type(x) is _Reference else x for x in held
     )
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
-from jaxsgd.core import validation
+from jaxsgd.core import programs, validation
 from jaxsgd.core.records import NoiseEstimate
 from jaxsgd.core.trees import as_arguments, squared_norm
 from jaxsgd.data.arrays import require_resident
@@ -62,7 +62,7 @@ def noise_scale(
     return _noise_scale(*as_arguments((form, params, data, key)))
 
 
-@jax.jit
+@programs.jit()
 def _noise_scale(
     loss: RowLoss, params: PyTree, data: PyTree, key: Key[Array, ""] | None
 ) -> NoiseEstimate:

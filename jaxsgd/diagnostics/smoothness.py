@@ -1,13 +1,12 @@
 """The smoothness of an objective, and the constant learning rate that it allows."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from jaxsgd.core import validation
+from jaxsgd.core import programs, validation
 from jaxsgd.core.part import as_callable, number, part, static
 from jaxsgd.core.trees import accumulate, as_arguments, like, squared_norm
 from jaxsgd.core.validation import Number
@@ -110,7 +109,7 @@ def estimate_smoothness(
     return Smoothness(mean, row, size, of_penalty)
 
 
-@partial(jax.jit, static_argnames="iterations")
+@programs.jit()
 def _constants(
     loss: RowLoss,
     params: PyTree,

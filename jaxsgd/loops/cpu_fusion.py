@@ -23,6 +23,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, PyTree
 
 from jaxsgd.core import programs
@@ -157,7 +158,7 @@ def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Callable[P, 
             if jax.config.jax_disable_jit or any(isinstance(x, Tracer) for x in leaves):  # pyright: ignore[reportAttributeAccessIssue]
                 return plain(*args, **static, form="inlined")
             switches = why_off() is None, cpu_convolutions.why_off() is None
-            key = switches, structure, *static.items(), *map(_kind, leaves)
+            key = switches, structure, *functions, *static.items(), *map(_kind, leaves)
             ways = kept.find(key) or kept.keep(key, ways_of(args, static, flat), functions)
             for i, way in enumerate(ways):
                 try:
@@ -234,6 +235,8 @@ def _is_on_one_cpu(x: Array) -> bool:
     """Whether an argument can be one of a kernel."""
     devices = x.devices()
     is_there = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    if not _is_key(x) and isinstance(x.sharding, NamedSharding):
+        return False  # on a mesh of one device, whose run is to be that of a larger mesh
     return is_there and x.size > 0 and (_is_key(x) or x.dtype.name in DTYPES)
 
 

@@ -46,7 +46,7 @@ def run_all(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
 @programs.jit()
 def allocate(call: PyTree, axes: Axes, *, plan: Plan) -> PyTree:
     """Zeros of the shapes of `run_all`'s results, for `run_block` to write to."""
-    shapes = jax.eval_shape(partial(_run, plan=plan), call, axes)
+    shapes = jax.eval_shape(lambda: _run(call, axes, plan))
     return _constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), plan)
 
 

@@ -15,6 +15,7 @@ import pytest
 import jaxsgd
 from jaxsgd.core import programs
 from jaxsgd.core.part import Function, functions_held_weakly
+from jaxsgd.loops import cpu_fusion
 from tests import table
 
 PARAMS, DATA = table.problem()
@@ -30,11 +31,12 @@ def trained(loss, data=DATA, **options):
     jaxsgd.fit(loss, PARAMS, data, key=KEY, epochs=1, learning_rate=0.1, progress=False, **options)
 
 
-def swept(loss):
+def swept(loss, **options):
     def final_loss(learning_rate):
         return jaxsgd.run(*solver_of(loss, jaxsgd.SGD(learning_rate)), 2)[1].loss[-1]
 
-    jaxsgd.sweep(final_loss, over={"learning_rate": np.array([0.1, 0.2])}, progress=False)
+    over = {"learning_rate": np.array([0.1, 0.2])}
+    jaxsgd.sweep(final_loss, over=over, progress=False, **options)
 
 
 def until(loss):
@@ -54,6 +56,11 @@ USES = {
     "fit": lambda loss: trained(loss, validation=DATA, stop=jaxsgd.EarlyStopping(2)),
     "streamed fit": lambda loss: trained(loss, jaxsgd.HostRows(jax.tree.map(np.asarray, DATA))),
     "sweep": swept,
+    "sweep in chunks": lambda loss: swept(loss, chunk=1),
+    "noise scale": lambda loss: jaxsgd.diagnostics.noise_scale(loss, PARAMS, DATA),
+    "smoothness": lambda loss: jaxsgd.diagnostics.estimate_smoothness(
+        loss, PARAMS, DATA, key=KEY, iterations=2
+    ),
 }
 
 
@@ -84,15 +91,15 @@ def test_the_program_of_a_freed_function_is_dropped_by_the_next():
 
 
 def test_the_oldest_programs_are_dropped(monkeypatch):
-    monkeypatch.setattr(programs, "MOST", 2)
+    monkeypatch.setattr(programs, "MOST_PROGRAMS", 2)
 
     @programs.jit()
     def add(x, *, number):
         return x + number
 
-    for number in (1, 2, 3, 1):
+    for number in (1, 2, 3):
         assert add(jnp.ones(()), number=number) == 1 + number
-    assert len(add.programs) == 2
+    assert [dict([key[-1]]) for key in add.programs] == [{"number": 2}, {"number": 3}]
 
 
 def test_a_structure_with_weak_functions_is_the_part_again():
@@ -107,15 +114,59 @@ def test_a_structure_with_weak_functions_is_the_part_again():
     assert len(functions) == 3  # init, update, loss; `print` is equal by value
     assert jax.tree.structure(again) == jax.tree.structure(parts) != structure
     with functions_held_weakly() as found:
+        with functions_held_weakly():
+            pass
+        assert jax.tree.structure(parts) == structure
+        assert len(found) == 3
+        found.clear()
         other = threading.Thread(target=jax.tree.flatten, args=[parts])
         other.start()
         other.join()
     assert found == []
 
 
-def test_only_the_named_argument_is_donated():
-    @programs.jit(donate="state")
-    def step(scale, state, data):
+class Slots:
+    """A function that no weak reference can refer to."""
+
+    __slots__ = ()
+
+    def __call__(self, params, row):
+        return table.loss(params, row)
+
+
+class Scaled(tuple):
+    """A tuple that cannot be made again from its values."""
+
+    def __new__(cls, fn, factor):
+        return super().__new__(cls, (fn,))
+
+    def __init__(self, fn, factor):
+        self.factor = factor
+
+
+def test_values_that_a_reference_cannot_stand_for_stay_as_they_are():
+    seen = jaxsgd.evaluate(Slots(), PARAMS, DATA)
+    np.testing.assert_allclose(seen, jaxsgd.evaluate(table.loss, PARAMS, DATA), rtol=1e-6)
+
+    @jaxsgd.part
+    class Odd:
+        pair: tuple = jaxsgd.static()
+        reference: weakref.ref = jaxsgd.static()
+        fn: object = jaxsgd.static()
+
+    part = Odd(Scaled(table.loss, 3), weakref.ref(table.loss), table.loss)
+    leaves, structure, functions = programs.flatten(part)
+    again = structure.unflatten(leaves)
+    assert again.pair is part.pair
+    assert again.reference is part.reference
+    assert again.fn is table.loss
+    assert len(functions) == 1
+
+
+@pytest.mark.parametrize("jit", [programs.jit, cpu_fusion.jit])
+def test_only_the_named_argument_is_donated(jit):
+    @jit(donate="state")
+    def step(scale, state, data, form="inlined"):
         return jax.tree.map(lambda x: scale * x + data, state)
 
     scale, state, data = jnp.ones(3), {"a": jnp.ones(3), "b": jnp.ones(3)}, jnp.ones(3)

@@ -214,6 +214,18 @@ def test_large_operations_are_not_marked(marks):
     assert marks == WHOLE
 
 
+def test_each_shape_and_switch_is_compiled_in_its_own_way(marks, monkeypatch):
+    solver, state, data = started(sampler=jaxsgd.FullBatch())
+    jaxsgd.run(solver, state, data, 3)
+    assert marks == WHOLE
+    large = jnp.ones((2 * cpu_fusion.MOST, table.D)), jnp.ones(2 * cpu_fusion.MOST)
+    jaxsgd.run(solver, state, large, 3)
+    assert marks == [*WHOLE, "function"]
+    monkeypatch.setenv("JAXSGD_CPU_FUSION", "0")
+    jaxsgd.run(solver, state, data, 4)
+    assert marks == [*WHOLE, "function"]
+
+
 def test_a_version_that_was_not_tried_gets_no_mark(marks, monkeypatch):
     monkeypatch.setattr(cpu_fusion, "TRIED", ((0, 1), (0, 2)))
     jaxsgd.run(*started(), 3)
@@ -228,13 +240,18 @@ def test_the_environment_turns_it_off(marks, monkeypatch):
 
 def test_what_xla_refuses_runs_without_the_mark_and_is_not_tried_again(marks, monkeypatch):
     monkeypatch.setattr(cpu_fusion, "_is_small", lambda jaxpr, in_loop=False: True)
+    refusals, is_refusal = [], cpu_fusion._is_refusal
+    spy = lambda error: refusals.append(error) or is_refusal(error)  # noqa: E731
+    monkeypatch.setattr(cpu_fusion, "_is_refusal", spy)
     solver, state, data = started(sorted_loss)
     _, trace = jaxsgd.run(solver, state, data, 5)
     _, plain = jax.jit(partial(jaxsgd.run, steps=5))(solver, state, data)
     chex.assert_trees_all_close(trace, plain, rtol=1e-5)
     assert marks == [*WHOLE, "kernel"]
+    assert len(refusals) == 2  # of the run, and of its step
     jaxsgd.run(solver, state, data, 5)
     assert marks == [*WHOLE, "kernel"]
+    assert len(refusals) == 2
 
 
 def test_arguments_that_nothing_reads():
