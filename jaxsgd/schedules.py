@@ -40,6 +40,11 @@ def as_rate(rate: Rate, name: str = "learning_rate") -> Rate:
     no_class(rate, name)
     if callable(rate):
         return as_callable(rate, name)
+    if hasattr(rate, "init") and hasattr(rate, "update"):
+        raise TypeError(
+            f"{name} is an optimizer, expected a number or a schedule; give it as the rule: "
+            "fit(rule=...), Solver(loss, sampler, rule)"
+        )
     validation.number(rate, name)
     return rate
 

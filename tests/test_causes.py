@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 
 import jaxsgd
@@ -134,6 +135,34 @@ WRONG = {
         "state was deleted: an earlier call",
     ),
     "params that were donated": (donated(lambda state: state.params), "state was deleted"),
+    "a Series on the host": (
+        lambda: jaxsgd.HostRows((np.ones((3, 2)), pandas.Series([1.0, 2.0, 3.0]))),
+        r"data\[1\] is a Series, expected an array; convert it with its method to_numpy\(\)",
+    ),
+    "a penalty that is a class": (
+        of_rule(jaxsgd.SGD(0.1), penalty=jaxsgd.L2),
+        "is the class L2, expected a function; did you forget to call it",
+    ),
+    "an optimizer as a rate": (
+        lambda: fit(learning_rate=optax.adam(0.1)),
+        "is an optimizer, expected a number or a schedule; give it as the rule",
+    ),
+    "an optimizer that is not called": (
+        of_rule(optax.adam),
+        "rule is the function adam, .* did you forget to call it",
+    ),
+    "a log that is a file": (
+        lambda: fit(log="log.csv"),
+        "log is 'log.csv' of type str, expected a fu",
+    ),
+    "a log of two arguments": (
+        lambda: fit(log=lambda step, record: None),
+        r"log takes the arguments \(step, record\), but is called as log\(record\)",
+    ),
+    "a record of one argument": (
+        lambda: jaxsgd.run(SOLVER, STATE, DATA, 3, lambda state: state),
+        r"record takes the arguments \(state\), but is called as record\(state, info\)",
+    ),
     "rows on the host of 128 bits": (
         lambda: jaxsgd.HostRows(np.ones(12, np.longdouble)),
         "data is an array of float128, expected at most 64 bits",
@@ -226,7 +255,7 @@ def test_a_diverged_fit_names_the_row(place):
     assert result.reason == jaxsgd.Reason.DIVERGED
     step = int(result.state.step)
     assert result.message.endswith(
-        f"diverged in step {step}: the loss of the batch is nan; row 7 of data[0] holds nan"
+        f"diverged in step {step} (counted from 0): the loss of the batch is nan; row 7 of data[0] holds nan"
     )
     assert 7 in SOLVER.batches(result.state, DATA, 1).index[0]
     assert result.message in repr(result)
@@ -234,7 +263,7 @@ def test_a_diverged_fit_names_the_row(place):
 
 def test_a_diverged_fit_names_the_rate_the_loss_or_the_penalty():
     late = fit(learning_rate=lambda step: jnp.where(step == 4, jnp.nan, 0.05))
-    assert late.message.endswith("diverged in step 4: the learning rate is nan")
+    assert late.message.endswith("diverged in step 4 (counted from 0): the learning rate is nan")
     assert "the loss of the batch is inf" in fit(epochs=60, learning_rate=50.0).message
     infinite = lambda params: jnp.sum(params["weight"]) * jnp.inf  # noqa: E731
     assert "the penalty is inf" in fit(penalty=infinite).message

@@ -180,6 +180,12 @@ def restored(
             warnings.warn(message, stacklevel=2)
             continue
         different = _difference(about, like, of, tag, () if strict else optional)
+        if different is not None and different.startswith("state") and not way_out:  # of `restore`
+            raise ValueError(
+                f"{newest} holds another state than `like`: {different}. Give `like` as it was "
+                "saved: the result of solver.init, or what was given to jaxsgd.save; a fit goes on "
+                "by jaxsgd.fit with the same arguments."
+            )
         if different is not None:
             raise ValueError(
                 f"{newest} was saved by another run: {different}. Use another folder for another "
@@ -220,6 +226,8 @@ def checked_folder(path: str | PathLike[str]) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: expected a folder of checkpoints, got a file")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if NAME.fullmatch(folder.name) and folder.exists():
+        raise FileExistsError(f"{folder} is one checkpoint, expected its folder: {folder.parent}")
     foreign = [name for name in names if not re.match(r"jaxsgd_\d{6,}(\.|$)|\.", name)]
     if foreign:
         raise FileExistsError(

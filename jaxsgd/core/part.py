@@ -332,19 +332,28 @@ class Function(Generic[T]):
         return getattr(self.fn, "__qualname__", repr(self.fn))
 
 
-def as_callable(fn: Callable[..., T], name: str = "fn") -> Callable[..., T]:
+def as_callable(
+    fn: Callable[..., T], name: str = "fn", arguments: tuple[str, ...] | None = None
+) -> Callable[..., T]:
     """A callable pytree as it is; a plain function wrapped as a static part.
 
     Raises:
-      TypeError: `fn` is not callable, is a `functools.partial`, or has leaves that are not arrays.
+      TypeError: `fn` is not callable, is a `functools.partial`, has leaves that are not arrays, or
+        does not take `arguments`, if they are given.
     """
     if isinstance(fn, partial) and not isinstance(fn, jax.tree_util.Partial):
         raise TypeError(
             f"{name} is a functools.partial, which would hide its arrays as constants and compile "
             "again for each new one; use jax.tree_util.Partial(fn, ...), whose arguments are leaves"
         )
+    if isinstance(fn, type):
+        raise TypeError(
+            f"{name} is the class {fn.__name__}, expected a function; did you forget to call it?"
+        )
     if not callable(fn):
         raise TypeError(f"{name} is {fn!r} of type {type(fn).__name__}, expected a function")
+    if arguments is not None:
+        check_call(fn, name, arguments)
     if is_leaf(fn):
         return Function(fn)
     for path, leaf in jax.tree_util.tree_leaves_with_path(fn):
@@ -356,9 +365,28 @@ def as_callable(fn: Callable[..., T], name: str = "fn") -> Callable[..., T]:
     return fn
 
 
-def as_optional_callable(fn: Callable[..., T] | None, name: str = "fn") -> Callable[..., T] | None:
+def as_optional_callable(
+    fn: Callable[..., T] | None, name: str = "fn", arguments: tuple[str, ...] | None = None
+) -> Callable[..., T] | None:
     """`as_callable`, where None stays None."""
-    return None if fn is None else as_callable(fn, name)
+    return None if fn is None else as_callable(fn, name, arguments)
+
+
+def check_call(fn: object, name: str, arguments: tuple[str, ...]) -> None:
+    """Refuse what is not callable with as many arguments."""
+    if not callable(fn):
+        raise TypeError(f"{name} is {fn!r} of type {type(fn).__name__}, expected a function")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # of a compiled function, say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(
+            f"{name} takes the arguments {signature}, but is called as "
+            f"{name}({', '.join(arguments)})"
+        ) from None
 
 
 def is_leaf(value: object) -> bool:

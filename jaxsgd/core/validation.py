@@ -367,7 +367,10 @@ def key(value: object) -> Key[Array, ""]:
         given = f"an array of shape {value.shape} and dtype {value.dtype}"
     else:
         given = f"{value!r} of type {type(value).__name__}"
-    raise TypeError(f"key is {given}, expected one key, such as jax.random.key(0)")
+    raise TypeError(
+        f"key is {given}, expected one key, such as jax.random.key(0), or, for several runs, "
+        "jax.random.split(key, runs)"
+    )
 
 
 def _on_host(value: object) -> np.ndarray:

@@ -248,15 +248,21 @@ def check_same_form(other: PyTree, data: PyTree, name: str) -> None:
         raise ValueError(f"a row of {name} has shape {shapes[0]}, expected {shapes[1]} as in data")
 
 
+def conversion(leaf: object) -> str | None:
+    """How to make an array of another library's, whose rows are not read as an array's are."""
+    library = type(leaf).__module__
+    if library.startswith("torch"):
+        return "convert it with its method numpy()" if hasattr(leaf, "numpy") else None
+    is_frame = library.startswith(("pandas", "polars"))
+    return "convert it with its method to_numpy(), as floats" if is_frame else None
+
+
 def _check_leaf(leaf: object, where: str) -> None:
     if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct) or leaf.ndim == 0:
         is_scalar = isinstance(leaf, np.ndarray | np.generic | jax.Array)
         given = "a scalar" if is_scalar else f"a {type(leaf).__name__}"
         hint = "convert it with jnp.asarray, or step over a loader's batches by solver.step_on"
-        if type(leaf).__module__.startswith("torch") and hasattr(leaf, "numpy"):
-            hint = "convert it with its method numpy()"
-        if type(leaf).__module__.startswith(("pandas", "polars")):
-            hint = "convert it with its method to_numpy(), as floats"
+        hint = conversion(leaf) or hint
         if isinstance(leaf, Rows):
             kind = type(leaf).__name__
             hint = f"give {kind} all arrays: {kind}((x, y))"

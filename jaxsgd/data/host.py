@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.data.arrays import ArrayRows
+from jaxsgd.data.arrays import ArrayRows, conversion
 from jaxsgd.data.streamed import StreamedRows
 
 GAP = 2**16  # bytes: a gap up to this is read, and not used, rather than skipped
@@ -35,8 +35,9 @@ class HostRows(StreamedRows):
 
     Args:
       arrays: a pytree of sources of the same length: NumPy arrays, `np.memmap`, anything with a
-        `shape`, a `dtype` and row indexing by a slice and by a sorted array (h5py, zarr), or
-        anything with a length whose rows are arrays.
+        `shape`, a `dtype` and rows that are read by position, by a slice or a sorted array (h5py,
+        zarr), or anything with a length whose rows are arrays. Tensors of PyTorch, and frames and
+        Series of pandas, which are read by labels, are refused: convert them.
       prefetch: chunks gathered ahead, at least 1.
       chunk_bytes: bytes of a chunk, which holds at least one batch.
 
@@ -95,6 +96,8 @@ def _shape_of(path: KeyPath, source: Source) -> jax.ShapeDtypeStruct:
             f"{where} is the path {str(source)!r}, expected what it holds: "
             "np.load(path, mmap_mode='r')"
         )
+    if (hint := conversion(source)) is not None:  # a Series is indexed by its labels
+        raise TypeError(f"{where} is a {kind}, expected an array; {hint}")
     try:
         shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", None)
         if shape is None or dtype is None:

@@ -68,7 +68,8 @@ def chunks(
     steps = validation.integer(steps, "steps", 1)
     rows_for(solver, state, data)
     validation.concrete((solver, state, data), "chunks")
-    return _chunks(solver, state, data, steps, _Record(as_optional_callable(record, "record")))
+    record = as_optional_callable(record, "record", ("state", "info"))
+    return _chunks(solver, state, data, steps, _Record(record))
 
 
 @part

@@ -69,7 +69,7 @@ def run(
     windows = windows_of(steps, "steps", record_every, "record_every")
     data = device_data(solver, state, data)
     validation.steps_fit(steps, "steps", state.step)
-    state, record = as_arguments((state, as_optional_callable(record, "record")))
+    state, record = as_arguments((state, as_optional_callable(record, "record", ("state", "info"))))
     args = part_as_arguments(solver), state, data, record
     return _run(*args, windows=windows, every=record_every, remat=bool(remat))
 

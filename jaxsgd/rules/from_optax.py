@@ -208,6 +208,11 @@ def as_rule(
         rule = rule.gradient_transformation()
     if isinstance(rule, optax.GradientTransformation):
         return Transformation(rule)
+    if inspect.isfunction(rule):
+        raise TypeError(
+            f"{name} is the function {rule.__qualname__}, expected what it returns; did you forget "
+            f"to call it, as in optax.adam(1e-3)?"
+        )
     return as_contract(rule, Rule, name, "jaxsgd.SGD(0.1) or optax.adam(1e-3)")
 
 

@@ -15,6 +15,7 @@ from jaxsgd import contracts
 from jaxsgd.checkpoints.lock import owned
 from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
+from jaxsgd.core.part import check_call
 from jaxsgd.core.records import State, described
 from jaxsgd.core.trees import as_arguments
 from jaxsgd.core.validation import SampleWeight
@@ -123,7 +124,7 @@ def fit(
       validation_sample_weight: a weight for each of them, as in `evaluate`.
       metrics: a dict of functions of `(params, row)` to a number, evaluated after each epoch on
         `validation`, or on `data` where there is none; of `(params, row, model_state)` for a loss
-        with `has_model_state`. One named `loss` replaces the validation loss.
+        with `has_model_state`. With validation rows, one named `loss` replaces the validation loss.
       stop: when to stop before the last epoch, such as `EarlyStopping(5)`; checked once an epoch.
       monitor: the entry of the history that `stop` and `restore_best` watch. By default
         `validation_loss`, or, without validation, `loss` (the penalty is in neither).
@@ -186,6 +187,8 @@ def fit(
         sample_weight,
     )
     check.concrete((solver, params, data, key), "fit")
+    if log is not None:
+        check_call(log, "log", ("record",))
     state = solver.init(params, data, key=key, model_state=model_state)
     solver = as_arguments(solver)
     data = _checked_data(solver, state, data)

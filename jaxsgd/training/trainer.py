@@ -251,7 +251,9 @@ class Trainer:
                 cause = cause_of(self.solver, fit.state, self.data)
             except Exception:  # the result must not be lost by the search for a cause
                 cause = None
-            return where + (f"diverged in step {fit.step}: {cause}" if cause else str(reason))
+            return where + (
+                f"diverged in step {fit.step} (counted from 0): {cause}" if cause else str(reason)
+            )
         is_watched = self.restore_best or (self.stop is not None and self.stop.watches_monitor)
         if not is_watched or not len(history[self.monitor]):
             return where + str(reason)

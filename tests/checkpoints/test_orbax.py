@@ -388,6 +388,14 @@ def test_a_foreign_folder_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks
+def test_a_wrong_like_and_a_wrong_folder_are_named(tmp_path):
+    path = jaxsgd.save(tmp_path, {"params": jnp.ones(2)})
+    with pytest.raises(ValueError, match="holds another state than `like`: state.* Give `like` as"):
+        jaxsgd.restore(tmp_path, {"weight": jnp.ones(2)})
+    with pytest.raises(FileExistsError, match="000001 is one checkpoint, expected its folder: "):
+        jaxsgd.restore(path, {"params": jnp.ones(2)})
+
+
 def test_on_a_full_disk_the_last_checkpoint_stays_and_fit_goes_on(tmp_path):
     rng = np.random.default_rng(0)
     big = lambda: {"params": jnp.asarray(rng.normal(size=40_000), jnp.float32)}  # noqa: E731

@@ -292,7 +292,7 @@ def test_ctrl_c_keeps_what_there_is(here):
     command = [
         sys.executable,
         "-m",
-        "jaxsgd.cli",
+        "jaxsgd",
         "fit",
         "digits",
         "--model",

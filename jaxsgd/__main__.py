@@ -1,4 +1,4 @@
-"""`python -m jaxsgd.cli`: the command `jaxsgd`."""
+"""`python -m jaxsgd`: the command `jaxsgd`."""
 
 import sys
 
