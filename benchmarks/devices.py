@@ -1,4 +1,4 @@
-"""A batch, and a sweep, on two virtual devices of the same cores, compared with one device.
+"""Batches, and a sweep, on two virtual devices of the same cores, compared with one device.
 
     python -m benchmarks.devices [--rounds 9]
 
@@ -21,9 +21,15 @@ from benchmarks.turns import report  # noqa: E402
 from benchmarks.works import WORKS  # noqa: E402
 
 
-def two_devices(rounds: int) -> None:
-    """Softmax regression, 40,960 x 784, batch 4,096, on one and on two virtual devices."""
-    task = Training("softmax", 40_960, 784, 4_096, 3, 0.01, classes=10)
+TASKS = {
+    "softmax regression": Training("softmax", 40_960, 784, 4_096, 5, 0.01, classes=10),
+    "perceptron, 128 hidden": Training("mlp", 40_960, 784, 4_096, 5, 0.01, classes=10),
+}
+
+
+def two_devices(name: str, rounds: int) -> None:
+    """A task on one and on two virtual devices, summed by JAX or in a reproducible tree."""
+    task = TASKS[name]
     loss, params = problem(task)
     arrays = jax.device_put(task.data())
 
@@ -35,12 +41,14 @@ def two_devices(rounds: int) -> None:
     contenders = {}
     for count in (2, 1):
         mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
-        rows = jaxsgd.MeshRows(arrays, mesh)
-        name = f"MeshRows, {count} device{'s' * (count > 1)}"
-        contenders[name] = ours(rows, jaxsgd.Shuffled(4096))
+        where = f"MeshRows, {count} device{'s' * (count > 1)}"
+        for reproducible in (False, True):
+            rows = jaxsgd.MeshRows(arrays, mesh, reproducible=reproducible)
+            label = where + ", reproducible" * reproducible
+            contenders[label] = ours(rows, jaxsgd.Shuffled(4096))
     contenders["plain arrays, Sharded"] = ours(arrays, jaxsgd.Sharded(4096))
     contenders["plain arrays, Shuffled"] = ours(arrays, jaxsgd.Shuffled(4096))
-    report("softmax regression, 40,960 x 784, batch 4,096", contenders, task.steps, rounds)
+    report(f"{name}, 40,960 x 784, batch 4,096", contenders, task.steps, rounds)
 
 
 def runs(rounds: int) -> None:
@@ -64,7 +72,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     print(f"{jax.device_count()} of {jax.devices()[0].device_kind}, JAX {jax.__version__}")
-    two_devices(args.rounds)
+    for name in TASKS:
+        two_devices(name, args.rounds)
     runs(args.rounds)
 
 

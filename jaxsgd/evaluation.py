@@ -100,8 +100,11 @@ def means_over(
 def _evaluate(
     data: PyTree, sample_weight: Shaped[Array, " n"] | None, *args: PyTree, batch_size: int
 ) -> PyTree[Float[Array, "..."]]:
-    add = partial(_add, batch_size=batch_size)
-    return _means(as_rows(data).total(add, sample_weight, batch_size, *args))
+    def means(data: PyTree, sample_weight: Shaped[Array, " n"] | None, *args: PyTree) -> PyTree:
+        add = partial(_add, batch_size=batch_size)
+        return _means(as_rows(data).total(add, sample_weight, batch_size, *args))
+
+    return as_rows(data).traced(means)(data, sample_weight, *args)
 
 
 @jax.jit

@@ -20,7 +20,13 @@ jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for meshes; the fir
 # the files of few, slow tests first, so that no worker is left with one of them at the end
 FIRST_FILES = ["test_examples", "test_notebooks", "test_orbax", "test_main"]
 # what they hold true bit for bit is held by the compiler's own choices
-BITS_FILES = ["data/test_host", "loops/test_run", "loops/test_same_bits", "test_laws"]
+BITS_FILES = [
+    "data/test_host",
+    "data/test_tree_sum",
+    "loops/test_run",
+    "loops/test_same_bits",
+    "test_laws",
+]
 # slow as a whole, and of libraries that come with the extra test-all
 SLOW_FILES = ["test_benchmarks", "test_notebooks"]
 # half the time to compile; an unknown flag would end the process, so only where they are known

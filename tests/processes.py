@@ -82,6 +82,8 @@ def one_of_two(number, address, file):
     rows = jaxsgd.MeshRows(data, mesh, size=43)
     state, trace = train_on(rows, params)
     train_on(rows, state.params)  # from parameters that lie on both processes
+    same = jaxsgd.MeshRows(data, mesh, size=43, reproducible=True)
+    bits = train_on(same, params)[0].params["weight"]
     mean = jaxsgd.evaluate(table.loss, state.params, rows)
-    arrays = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean}
+    arrays = {"loss": trace.loss, "weight": state.params["weight"], "mean": mean, "bits": bits}
     np.savez(file, rows=len(data[1]), **jax.device_get(arrays))

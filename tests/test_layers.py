@@ -8,7 +8,7 @@ import jaxsgd
 
 # from the ground up: a folder's files in their order, then the next folder or file
 LAYERS = """
-    core          part programs records validation trees jaxprs
+    core          part programs jaxprs as_written records validation trees
     random        permutation bits
     schedules
     losses
@@ -17,7 +17,7 @@ LAYERS = """
     samplers      base epochs replacement importance stratified poisson fixed dynamic sharded
     rules         base descent adaptive line_search proximal from_optax averaging
     stopping      base criteria
-    data          base arrays streamed host mesh
+    data          base arrays streamed host tree_sum mesh
     gradients     base minibatch partial_sums accumulated clipped svrg saga noise_scale
     evaluation
     contracts

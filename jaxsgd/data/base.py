@@ -13,6 +13,7 @@ read shapes and dtypes only; whatever depends on where rows are stored is a meth
 
 import abc
 from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from jaxsgd.core.part import default_property
 from jaxsgd.core.records import Batch, State
 from jaxsgd.core.trees import as_arguments, gather
 from jaxsgd.samplers.base import Sampler
+
+T = TypeVar("T")
 
 PartNumber = Int[Array, ""] | int | None  # None if there is only one part
 # `of_part(number, data, batch, params, state)` computes something of one part of a batch, whose
@@ -101,6 +104,10 @@ class Rows(abc.ABC):
     def as_arguments(self) -> PyTree:
         """The data as an argument of a compiled program: arrays on a device."""
         return self if self.is_streamed else as_arguments(self)
+
+    def traced(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """A function of pytrees of arrays as it is traced in a program that reads these rows."""
+        return fn
 
     def check_values(self, name: str = "data") -> None:
         """Refuse values that a device cannot hold. Reads all rows on the host."""

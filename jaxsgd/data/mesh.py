@@ -5,6 +5,7 @@ it on several.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,18 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Num, PyTree, Shaped
 
 from jaxsgd.core import validation
+from jaxsgd.core.as_written import as_written
 from jaxsgd.core.part import part, set_fields, static
 from jaxsgd.core.records import Batch
 from jaxsgd.core.trees import gather, placed_like
 from jaxsgd.data.arrays import ArrayRows, as_rows
 from jaxsgd.data.base import OfPart, Reduction, Rows
+from jaxsgd.data.tree_sum import sum_of_parts, sum_over_devices
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
 from jaxsgd.samplers.sharded import Sharded, counts
+
+T = TypeVar("T")
 
 
 @part
@@ -33,8 +38,9 @@ class MeshRows(Rows):
     sampler becomes `Sharded`: each device draws from its own rows and computes its part of the
     gradient, `sum_i weight[i] grad loss_i`, and the parts are summed; nothing else is exchanged.
     Only the shards decide which rows a step takes, so the run does not depend on the number of
-    devices, except for rounding. It equals a run with `Sharded(batch_size, shards)` on one device
-    (except for the keys of a `keyed` loss); the order of the rows differs from `Shuffled`'s.
+    devices, except for rounding (with `reproducible`, not even for that). It equals a run with
+    `Sharded(batch_size, shards)` on one device (except for the keys of a `keyed` loss); the order
+    of the rows differs from `Shuffled`'s.
 
     `solver.init`, `run`, `run_until`, `chunks`, `fit` and `evaluate` take it as data. In a `sweep`
     over a mesh with an axis "runs" as well, each run is spread over the axis of its rows.
@@ -46,9 +52,13 @@ class MeshRows(Rows):
       axis: the axis of the mesh.
       shards: how many logical shards, a multiple of the axis' devices.
       size: n, needed where several processes each give their own rows: see `process_rows`.
+      reproducible: give the same bits on any number of devices and processes of the same type: the
+        parts of the shards, a power of two, are computed one after another by the same code, and
+        added in a balanced binary tree. See `docs/devices.md` for what it costs.
 
     Raises:
-      ValueError: no such axis, devices that do not divide the shards, or other rows than expected.
+      ValueError: no such axis, devices that do not divide the shards, `reproducible` with shards
+        that are not a power of two, or other rows than expected.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> rows = jaxsgd.MeshRows((jnp.arange(100.0), 3 * jnp.arange(100.0)), mesh)
@@ -65,6 +75,7 @@ class MeshRows(Rows):
     axis: str = static(default="data")
     shards: int = static(default=8)
     size: int = static(default=None)
+    reproducible: bool = static(default=False, kw_only=True, converter=validation.flag)
 
     def __post_init__(self) -> None:
         if isinstance(self.arrays, Rows):
@@ -74,6 +85,11 @@ class MeshRows(Rows):
         given = rows.size
         size = given if self.size is None else validation.integer(self.size, "MeshRows's size", 1)
         shards = _checked(self.mesh, self.axis, self.shards, size)
+        if self.reproducible and shards & (shards - 1):
+            raise ValueError(
+                f"MeshRows's shards are {shards}, expected a power of two with reproducible=True, "
+                "which adds them in a binary tree"
+            )
         set_fields(self, mesh=auto(self.mesh), size=size)
         held, own = counts(size, shards), _own_shards(self.mesh, self.axis, shards)
         if given != held[own].sum():
@@ -132,6 +148,10 @@ class MeshRows(Rows):
         """The rows, which are on their devices already."""
         return self
 
+    def traced(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """`fn`, with arithmetic that is compiled alike for any number of devices, if asked for."""
+        return as_written(fn) if self.reproducible else fn
+
     def reduction(self, batch: Batch, is_keyed: bool) -> Reduction:
         """Each device computes the part of its own rows, and the parts are summed over the mesh.
 
@@ -151,13 +171,19 @@ class MeshRows(Rows):
             ) -> tuple[PyTree, PyTree]:
                 held = ArrayRows(rows).size
                 local = self.local_batch(batch, first, held)
-                if not is_keyed:
+                if not is_keyed and not self.reproducible:
                     total, after = of_part(None, rows, local, params, state)
                     return self.added(total), after
                 shards = held * self.shards // self.padded
                 numbers = first * self.shards // self.padded + jnp.arange(shards)
                 batches = jax.tree.map(lambda x: x.reshape(shards, -1), local)
                 of_shard = lambda i, batch: of_part(i, rows, batch, params, state)  # noqa: E731
+                if self.reproducible:
+                    of_number = lambda i, state: of_part(  # noqa: E731
+                        numbers[i], rows, jax.tree.map(lambda x: x[i], batches), params, state
+                    )
+                    total, after = sum_of_parts(of_number, shards, state)
+                    return self.added(total), after
                 totals, states = jax.vmap(of_shard)(numbers, batches)
                 total = self.added(jax.tree.map(lambda x: x.sum(0), totals))
                 return total, jax.tree.map(lambda x: x[0], states)
@@ -168,6 +194,8 @@ class MeshRows(Rows):
 
     def added(self, tree: PyTree) -> PyTree:
         """The sum of a tree over the devices of the mesh, within `each`."""
+        if self.reproducible:
+            return sum_over_devices(tree, self.axis, self.mesh.shape[self.axis])
         return lax.psum(tree, self.axis)
 
     def total(
@@ -186,7 +214,14 @@ class MeshRows(Rows):
             *args: PyTree,
         ) -> PyTree:
             weight = self.weights(sample_weight, first, ArrayRows(rows).size)
-            return self.added(add(rows, weight, None, *args))
+            if not self.reproducible:
+                return self.added(add(rows, weight, None, *args))
+
+            def of_shard(i: Int[Array, ""], _: None) -> tuple[PyTree, None]:
+                cut = lambda x: lax.dynamic_slice_in_dim(x, i * self._length, self._length)  # noqa: E731
+                return add(*jax.tree.map(cut, (rows, weight)), None, *args), None
+
+            return self.added(sum_of_parts(of_shard, len(weight) // self._length, None)[0])
 
         return self.each(own, sample_weight, *args)
 

@@ -7,8 +7,9 @@ different random numbers (its number is folded into the key), and a model state 
 of its changes in the parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jaxsgd.core.records import Batch, Estimate
 from jaxsgd.data.arrays import as_rows
 from jaxsgd.data.base import OfPart, PartNumber, Reduction
 from jaxsgd.gradients.base import Gradient
+
+T = TypeVar("T")
 
 
 def update_in_parts(
@@ -33,15 +36,28 @@ def update_in_parts(
 def value_in_parts(
     gradient: Gradient, reduction: Reduction, params: PyTree, state: PyTree
 ) -> Float[Array, ""]:
-    """The sum of a gradient's values of all parts."""
+    """The sum of a gradient's values of all parts; its derivative is added in parts as well."""
 
-    def of_part(
-        number: PartNumber, data: PyTree, batch: Batch, params: PyTree, state: PyTree
-    ) -> tuple[Float[Array, ""], PyTree]:
-        own = for_part(gradient, state, number)
-        return gradient.value(params, data, batch, own), state
+    def total(of: Callable[..., T], params: PyTree) -> T:
+        def of_part(
+            number: PartNumber, data: PyTree, batch: Batch, params: PyTree, state: PyTree
+        ) -> tuple[T, PyTree]:
+            return of(params, data, batch, for_part(gradient, state, number)), state
 
-    return reduction(of_part, params, state)[0]
+        return reduction(of_part, params, state)[0]
+
+    @jax.custom_jvp  # the derivative of the reduction would add up the parts in another order
+    def value(params: PyTree) -> Float[Array, ""]:
+        return total(gradient.value, params)
+
+    @value.defjvp
+    def _(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[Array, Array]:
+        out, slope = total(jax.value_and_grad(gradient.value), *primals)
+        return out, sum(
+            jnp.vdot(*pair) for pair in zip(*map(jax.tree.leaves, (slope, *tangents)), strict=True)
+        )
+
+    return value(params)
 
 
 def estimate_of_part(

@@ -51,11 +51,18 @@ def stepping(
 
     separate = compiled_as(form, take_step)
 
-    def step(ahead: Carry, rows: PyTree = data) -> tuple[Carry, Info]:
+    def step_and_info(
+        solver: Solver, sampler: Sampler, ahead: Carry, data: PyTree
+    ) -> tuple[Carry, Info]:
         before = ahead[0]
-        (ahead, loss, grads), (updates, aux, noise) = separate(solver, sampler, ahead, rows)
+        (ahead, loss, grads), (updates, aux, noise) = separate(solver, sampler, ahead, data)
         estimate = Estimate(loss, grads, aux, noise)
         return ahead, solver.info(before, ahead[0], estimate, updates)
+
+    traced = as_rows(source).traced(step_and_info)
+
+    def step(ahead: Carry, rows: PyTree = data) -> tuple[Carry, Info]:
+        return traced(solver, sampler, ahead, rows)
 
     return (state, sampler.update(state.sampler)), step
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
-from jaxsgd.core.jaxprs import inner_jaxprs
+from jaxsgd.core.jaxprs import inner_jaxprs, with_inner
 
 
 def why_off() -> str | None:
@@ -97,20 +97,11 @@ def _rewritten(jaxpr: Jaxpr) -> Jaxpr:
         if _is_slow(equation):
             equations += _fast_equations(equation)
         elif any(map(_has_slow, _inner_jaxprs(equation))):
-            params = {name: _rewritten_within(value) for name, value in equation.params.items()}
+            params = with_inner(equation.params, _rewritten)
             equations.append(equation.replace(params=params))
         else:
             equations.append(equation)
     return jaxpr.replace(eqns=equations)
-
-
-def _rewritten_within(param: Any) -> Any:
-    """A parameter of an equation: the body of a loop, the branches of a condition, a number."""
-    if isinstance(param, Jaxpr):
-        return _rewritten(param)
-    if isinstance(param, ClosedJaxpr):
-        return param.replace(jaxpr=_rewritten(param.jaxpr))
-    return tuple(map(_rewritten_within, param)) if type(param) is tuple else param
 
 
 def _fast_equations(equation: JaxprEqn) -> list[JaxprEqn]:

@@ -248,11 +248,15 @@ def test_two_processes_train_on_their_own_halves(tmp_path, ragged):
     rows = jaxsgd.MeshRows(data, mesh(4))
     state, trace = processes.train_on(rows, params)
     mean = jaxsgd.evaluate(table.loss, state.params, rows)
+    same = [jaxsgd.MeshRows(data, mesh(devices), reproducible=True) for devices in (1, 8)]
+    bits = [processes.train_on(rows, params)[0].params["weight"] for rows in same]
     for number in range(2):
         told = np.load(tmp_path / f"{number}.npz")
         np.testing.assert_allclose(told["loss"], trace.loss, rtol=2e-5)
         np.testing.assert_allclose(told["weight"], state.params["weight"], rtol=2e-5)
         np.testing.assert_allclose(told["mean"], mean, rtol=2e-5)
+        for weight in bits:  # one device, or eight, of one process; four of two
+            np.testing.assert_array_equal(told["bits"], weight)
         assert int(told["rows"]) == (23, 20)[number]  # of four shards each
 
 
