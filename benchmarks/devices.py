@@ -20,7 +20,6 @@ from benchmarks.tasks import Training  # noqa: E402
 from benchmarks.turns import report  # noqa: E402
 from benchmarks.works import WORKS  # noqa: E402
 
-
 TASKS = {
     "softmax regression": Training("softmax", 40_960, 784, 4_096, 5, 0.01, classes=10),
     "perceptron, 128 hidden": Training("mlp", 40_960, 784, 4_096, 5, 0.01, classes=10),
