@@ -12,6 +12,7 @@ import zlib
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxsgd.core.trees import words_of
@@ -62,8 +63,18 @@ def difference(
 
 
 def as_numpy(leaf: object) -> np.ndarray:
-    """An array, a number, or the data of a key as a NumPy array."""
-    return np.asarray(jax.device_get(words_of(leaf)) if isinstance(leaf, jax.Array) else leaf)
+    """An array, a number, or the data of a key as a NumPy array.
+
+    An array on the devices of other processes as well is gathered: all of them call this.
+    """
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    array = words_of(leaf)
+    if array.is_fully_addressable:
+        return np.asarray(jax.device_get(array))
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def checksum(array: np.ndarray) -> int:

@@ -19,15 +19,17 @@ from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxsgd.checkpoints.fingerprint import as_numpy, checksum, difference, fingerprint
 from jaxsgd.core import validation
+from jaxsgd.core.trees import words_of
 
 FORMAT = 2
 NAME = re.compile(r"jaxsgd_(\d{6,})")
@@ -82,35 +84,57 @@ def save(
     (20, True)
     """
     keep = validation.integer(keep, "save's keep", 1)
+    return write(checked_folder(path), snapshot(state, of=of, tag=tag), keep)
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint will hold, in buffers that no later step is given."""
+
+    arrays: dict[str, np.ndarray | jax.Array]
+    about: dict[str, Any]
+
+
+def snapshot(state: PyTree, *, of: PyTree, tag: str | None) -> Snapshot:
+    """Copy a state to the host. Arrays on devices of several processes stay where they are."""
     check_tag(tag)
-    folder = checked_folder(path)
     _check_leaves(state)
-    ocp = _orbax()
-    folder.mkdir(parents=True, exist_ok=True)
-    for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
-        shutil.rmtree(rest, ignore_errors=True)
     leaves = _named(state)
-    arrays = {name: as_numpy(leaf) for name, leaf in leaves.items()}
+    arrays = {name: _held(leaf) for name, leaf in leaves.items()}
     about = {
         "format": FORMAT,
         "version": version("jaxsgd"),
         "state": fingerprint(state, "state", with_values=False),
         "of": None if of is None else fingerprint(of, "of"),
         "tag": tag,
-        "checksums": {name: checksum(array) for name, array in arrays.items()},
         "shapes": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
         "keys": {n: str(jax.random.key_impl(x)) for n, x in leaves.items() if _is_key(x)},
     }
+    return Snapshot(arrays, about)
+
+
+def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
+    """Write a snapshot as the newest checkpoint of a folder; all processes call this together."""
+    ocp = _orbax()
+    arrays, is_first = snapshot.arrays, jax.process_index() == 0
+    if is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
+            shutil.rmtree(rest, ignore_errors=True)
     found = checkpoints(folder)
-    new = folder / f"jaxsgd_{1 + (_number(found[-1]) if found else 0):06d}"
+    number = 1 + (_number(found[-1]) if found else 0)
+    if jax.process_count() > 1:  # the first process decides; the others may list the folder late
+        number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    new = folder / f"jaxsgd_{number:06d}"
+    checksums = {name: _checksum(array) for name, array in arrays.items()}
     # Orbax refuses arrays without entries; their shapes are enough to restore them
     filled = {name: array for name, array in arrays.items() if array.size}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = {"about": ocp.args.JsonSave(about)}
+        items = {"about": ocp.args.JsonSave(snapshot.about | {"checksums": checksums})}
         items |= {"arrays": ocp.args.PyTreeSave(filled)} if filled else {}
         checkpointer.save(new, args=ocp.args.Composite(**items))
-    for old in found[: max(0, len(found) + 1 - keep)]:
-        shutil.rmtree(old.rename(old.with_suffix(".deleted")), ignore_errors=True)
+    if is_first:
+        for old in found[: max(0, len(found) + 1 - keep)]:
+            shutil.rmtree(old.rename(old.with_suffix(".deleted")), ignore_errors=True)
     return new
 
 
@@ -214,12 +238,6 @@ def checked_folder(path: str | PathLike[str]) -> Path:
     if not str(path):
         raise ValueError("path is empty, expected a folder of checkpoints")
     _orbax()
-    if jax.process_count() > 1:
-        raise NotImplementedError(
-            f"checkpoints: expected one process, got {jax.process_count()}; gather the state with "
-            "jax.experimental.multihost_utils.process_allgather and save it outside of "
-            "jax.distributed"
-        )
     if "://" in str(path):
         raise ValueError(f"the checkpoint folder: expected a local path, got the URL {path}")
     folder = Path(path).absolute()
@@ -277,6 +295,19 @@ def _check_leaves(state: PyTree) -> None:
             raise TypeError(f"{where}: expected an array of numbers, got one of dtype {dtype}")
 
 
+def _held(leaf: object) -> np.ndarray | jax.Array:
+    """A leaf as it is saved: a copy on the host, or an array on devices of several processes."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return words_of(leaf)
+    return np.array(as_numpy(leaf))
+
+
+def _checksum(array: np.ndarray | jax.Array) -> int | None:
+    """The checksum of what each process holds; None if each holds only a part."""
+    whole = isinstance(array, np.ndarray) or array.is_fully_replicated
+    return checksum(as_numpy(array)) if whole else None
+
+
 def _is_key(leaf: object) -> bool:
     """Whether a leaf holds typed keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -295,12 +326,16 @@ def _read(ocp: ModuleType, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
             )
         filled: dict[str, np.ndarray] = {}
         if any(0 not in shape for _, *shape in about["shapes"].values()):
-            args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore())
+            as_array = ocp.RestoreArgs(restore_type=np.ndarray)
+            names = {
+                name: as_array for name, (_, *shape) in about["shapes"].items() if 0 not in shape
+            }
+            args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=names))
             filled = checkpointer.restore(folder, args).arrays
     arrays = {}
     for name, (dtype, *shape) in about["shapes"].items():
         array = np.asarray(filled[name] if 0 not in shape else [], jnp.dtype(dtype)).reshape(shape)
-        if checksum(array) != about["checksums"][name]:
+        if about["checksums"][name] not in (None, checksum(array)):
             raise ValueError(f"the checksum of {name} is wrong")
         arrays[name] = array
     return arrays, about
@@ -318,6 +353,9 @@ def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -
         sharding = getattr(old, "sharding", None)
         if isinstance(old, jax.Array) and not old.committed:
             sharding = None
+        if sharding is not None and not sharding.is_fully_addressable:
+            placed = jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
+            return jax.random.wrap_key_data(placed, impl=keys[name]) if name in keys else placed
         if name not in keys:
             return jax.device_put(array, sharding, may_alias=False)
         data = jax.device_put(array, may_alias=False)

@@ -162,11 +162,21 @@ def placed_like(tree: PyTree, data: PyTree) -> PyTree:
     place = placed[0]
     if isinstance(place, jax.sharding.NamedSharding):  # rows are sharded, a state is not
         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(partial(put_on, place), tree)
+
+
+def put_on(place: jax.sharding.Sharding, x: Array | np.ndarray) -> Array:
+    """An array where `place` says. For devices of several processes, all give the same array."""
     if place.is_fully_addressable:
-        return jax.device_put(tree, place)
-    # on a mesh of several processes, each of which has the same tree
-    put = lambda x: jax.make_array_from_process_local_data(place, np.asarray(x))  # noqa: E731
-    return jax.tree.map(partial(by_words, put), tree)
+        return jax.device_put(x, place)
+    if isinstance(x, Array) and not x.is_fully_addressable:
+        return x if x.sharding == place else jax.jit(lambda x: x, out_shardings=place)(x)
+
+    def put(x: Array | np.ndarray) -> Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, place, lambda at: host[at])
+
+    return by_words(put, x)
 
 
 def like(tree: PyTree, params: PyTree) -> PyTree:

@@ -126,8 +126,12 @@ class MeshRows(Rows):
         )
 
     def some(self, count: int) -> PyTree:
-        """The first rows of each shard."""
-        return jax.tree.map(lambda x: x[:, : -(-count // len(x))], self.arrays)
+        """At most `count` rows at a fixed stride, on each device."""
+        count = max(1, min(count, self.size))
+        index = jnp.asarray(np.linspace(0, self.size - 1, count).astype(np.int32))
+        read = lambda arrays, index: gather(arrays, self._place(index))  # noqa: E731
+        everywhere = NamedSharding(self.mesh, P())
+        return jax.jit(read, out_shardings=everywhere)(self.arrays, index)
 
     def sampler(self, sampler: Sampler) -> Sampler:
         """`Sharded` over these shards instead of `Shuffled`."""
@@ -256,12 +260,16 @@ class MeshRows(Rows):
         count = batch.index.shape[0] * held // self.padded
         begin = first // held * count
         index, weight = (lax.dynamic_slice_in_dim(x, begin, count) for x in batch)
+        place = self._place(index) - first
+        is_here = (place >= 0) & (place < held)  # otherwise it was not drawn from these shards
+        return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
+
+    def _place(self, index: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Where the rows at `index` are in the arrays, padding included."""
         least, rest = divmod(self.size, self.shards)
         beyond = index - rest * (least + 1)
         shard = jnp.where(beyond < 0, index // (least + 1), rest + beyond // least)
-        place = index + shard * (self._length - least) - jnp.minimum(shard, rest) - first
-        is_here = (place >= 0) & (place < held)  # otherwise it was not drawn from these shards
-        return Batch(jnp.where(is_here, place, 0), jnp.where(is_here, weight, jnp.nan))
+        return index + shard * (self._length - least) - jnp.minimum(shard, rest)
 
     def weights(
         self, sample_weight: Shaped[Array, " n"] | None, first: Int[Array, ""], held: int

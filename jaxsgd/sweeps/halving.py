@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxsgd.core import validation
@@ -13,6 +14,7 @@ from jaxsgd.core.part import as_callable, part, static
 from jaxsgd.sweeps.axes import Over, as_axes, length, repeated, take, value_at
 from jaxsgd.sweeps.result import Ranked, Sweep
 from jaxsgd.sweeps.sweep import sweep
+from jaxsgd.sweeps.vmapped import RUNS
 
 
 class Rung(NamedTuple):
@@ -62,6 +64,7 @@ def halving(
     factor: int = 2,
     mean_over: str | Sequence[str] | None = None,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> HalvingResult:
     """Find the best of n settings by successive halving.
 
@@ -85,7 +88,8 @@ def halving(
       factor: the factor by which each rung reduces the number of settings, at least 2.
       mean_over: the name of an axis whose runs repeat one setting, such as "key", or several names.
         Settings are compared by the mean over their runs, all of which continue.
-      chunk: as in `sweep`.
+      chunk, mesh: as in `sweep`. Where no axis of `mean_over` is a multiple of the mesh's devices,
+        a rung's settings are filled up to one with copies of the last, whose results are not used.
 
     Returns:
       A `HalvingResult`. The same arguments give the same result.
@@ -116,22 +120,29 @@ def halving(
         raise ValueError(f"over holds {n} settings, expected at least 2 to choose from")
     factor = validation.integer(factor, "factor", 2)
 
+    # on a mesh the devices divide the settings of each rung, unless they divide the repetitions
+    devices = 1 if mesh is None else dict(mesh.shape).get(RUNS, 1)
+    unit = 1 if any(length(axis) % devices == 0 for axis in repetitions) else devices
+    options = {"chunk": chunk, "mesh": mesh, "progress": False}
+
     init, run, rungs, taken = as_callable(init, "init"), as_callable(run, "run"), [], 0
     numbers = kept = np.arange(n)
     scores = np.zeros((n, 0))
-    states = sweep(init, *args, over=[settings, *repetitions], chunk=chunk, progress=False)
+    settings = jax.tree.map(partial(take, places=_filled(numbers, unit)), settings)
+    states = sweep(init, *args, over=[settings, *repetitions], **options)
     for end in _rung_ends(n, steps, factor):
         some_steps, points = _RunSteps(run, end - taken), [settings, *repetitions]
-        result = sweep(some_steps, states, *args, over=points, chunk=chunk, progress=False)
+        result = sweep(some_steps, states, *args, over=points, **options)
         if not isinstance(result.runs, tuple) or len(result.runs) != 2:
             kind = type(result.runs).__name__
             raise TypeError(f"run returned a {kind}, expected (state, score)")
-        scores = result[1].scores().reshape(len(numbers), -1)
+        scores = result[1].scores().reshape(length(settings), -1)[: len(numbers)]
         rungs.append(Rung(end, numbers, scores.mean(axis=1)))
         count = 1 if len(numbers) <= factor else -(-len(numbers) // factor)
         kept = np.sort(np.argsort(rungs[-1].scores, kind="stable")[:count])
-        settings = jax.tree.map(partial(take, places=kept), settings)
-        kept_runs = _take_runs(result.runs[0], jax.device_put(kept))
+        places = _filled(kept, unit)
+        settings = jax.tree.map(partial(take, places=places), settings)
+        kept_runs = _take_runs(result.runs[0], jax.device_put(places))
         states, numbers, taken = Sweep(kept_runs, (settings, *repetitions)), numbers[kept], end
     scores = scores[kept]
     if not np.isfinite(scores).all():
@@ -162,6 +173,11 @@ class _RunSteps:
 
     def __call__(self, state: PyTree, *args: PyTree, **point: PyTree) -> PyTree:
         return self.run(state, *args, steps=self.steps, **point)
+
+
+def _filled(places: np.ndarray, unit: int) -> np.ndarray:
+    """The places, and the last of them again, up to a multiple of `unit`."""
+    return np.append(places, np.repeat(places[-1:], -len(places) % unit))
 
 
 def _product(axes: Sequence[dict[str, PyTree]]) -> dict[str, PyTree]:

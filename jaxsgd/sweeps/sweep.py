@@ -4,6 +4,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.core import validation
 from jaxsgd.core.part import as_callable
-from jaxsgd.core.trees import as_arguments, placed_like, words_of
+from jaxsgd.core.trees import as_arguments, placed_like, put_on, words_of
 from jaxsgd.data.base import Rows
 from jaxsgd.data.mesh import auto, find_meshes
 from jaxsgd.sweeps import memory
@@ -32,6 +33,7 @@ def sweep(
     chunk: int | None = None,
     progress: bool = True,
     mesh: Mesh | None = None,
+    gather: bool = True,
 ) -> Sweep:
     """Run `fn(*args, **point)` at every point of some axes, as one compiled program.
 
@@ -54,7 +56,10 @@ def sweep(
       chunk: the maximal number of runs at a time. None computes all at once, or, where the traced
         program is estimated to need more than half of the device's memory, as many as fit in it.
       progress: show a progress bar (tqdm) over chunks, and print the estimate where it matters.
-      mesh: a mesh with an axis "runs", over whose devices the runs are split. None uses one device.
+      mesh: a mesh with an axis "runs", over whose devices the runs are split; they may be devices
+        of several processes, which make the same call. None uses one device.
+      gather: give the results of all runs to each of several processes. False leaves them on the
+        devices that computed them, as an argument of another sweep, say.
 
     Returns:
       A `Sweep`. The results of all chunks stay on the device: return only what you need of a run.
@@ -95,7 +100,11 @@ def sweep(
     if mesh is not None:
         plan, call, arrays = _place_on_mesh(plan, call, arrays, args, shape, mesh)
     try:
-        return Sweep(_computed(call, arrays, plan, shape, chunk, progress), axes)
+        runs = _computed(call, arrays, plan, shape, chunk, progress and jax.process_index() == 0)
+        if gather and mesh is not None and jax.process_count() > 1:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            runs = jax.jit(lambda runs: runs, out_shardings=everywhere)(runs)
+        return Sweep(runs, axes)
     except TypeError:
         _check_call(fn, args, axes)  # only now, for it takes as long as the rest of a call
         raise
@@ -213,14 +222,13 @@ def _place_on_mesh(
             place = x.sharding
             if isinstance(place, NamedSharding) and place.mesh == mesh:
                 spec = place.spec  # the rows of `MeshRows` stay in place
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return put_on(NamedSharding(mesh, spec), x)
 
     call = jax.tree.unflatten(structure, map(put, leaves, plan.is_compact))
+    specs = [PartitionSpec(RUNS) if i == fitting[0] else PartitionSpec() for i in range(len(axes))]
     axes = tuple(
-        jax.device_put(
-            axis, NamedSharding(mesh, PartitionSpec(RUNS) if i == fitting[0] else PartitionSpec())
-        )
-        for i, axis in enumerate(axes)
+        jax.tree.map(partial(put_on, NamedSharding(mesh, spec)), axis)
+        for axis, spec in zip(axes, specs, strict=True)
     )
     return plan, call, axes
 
@@ -230,11 +238,6 @@ def _checked_mesh(mesh: Mesh, args: PyTree) -> Mesh:
     if RUNS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}, expected one named {RUNS!r}")
     mesh = auto(mesh)
-    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
-        raise ValueError(
-            "sweep's mesh has devices of other processes, expected only those of this one: give "
-            "each process its part of the points, and a mesh of its jax.local_devices()"
-        )
     for other, axis in find_meshes(args):
         if other != mesh:
             raise ValueError(

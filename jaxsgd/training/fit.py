@@ -131,7 +131,7 @@ def fit(
       mode: `"min"` where a smaller value is better, as for a loss, `"max"` where a larger one is;
         then the stop sees the negated value. Needed where `monitor` names a metric.
       restore_best: return the parameters of the epoch with the best monitored value.
-      log: called once an epoch with a dict of floats (`wandb.log` fits).
+      log: called once an epoch with a dict of floats (`wandb.log` fits), on the first process.
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
         A checkpoint of other parts, numbers, functions, key, shapes, data or initial parameters is
         refused. Functions are compared by module and qualified name, not by code; data by a few
@@ -214,7 +214,9 @@ def fit(
         key=check.key(key),
         params=state.params,
     )
-    with nullcontext() if trainer.checkpoint is None else owned(trainer.checkpoint):
+    # of several processes the first one holds the folder
+    is_owner = trainer.checkpoint is not None and jax.process_index() == 0
+    with owned(trainer.checkpoint) if is_owner else nullcontext():
         return _train(trainer, trainer.begin(state), epochs, progress)
 
 

@@ -97,7 +97,8 @@ class Trainer:
             return fit
         of = self.fingerprint  # an error in it is raised now, not a warning at a checkpoint
         if not checkpoints(self.checkpoint):
-            (self.checkpoint / LOGGED).unlink(missing_ok=True)
+            if jax.process_index() == 0:
+                (self.checkpoint / LOGGED).unlink(missing_ok=True)
             return fit
         way_out = (
             " To continue with other values of the data or the initial parameters all the same, "
@@ -209,8 +210,11 @@ class Trainer:
         return fit._replace(memory=memory, reason=int(code) or fit.reason)
 
     def log_once(self, record: dict[str, float]) -> None:
-        """Call `log`, unless a run that was killed after this epoch has called it."""
-        if self.log is None:
+        """Call `log`, unless a run that was killed after this epoch has called it.
+
+        Of several processes the first one logs.
+        """
+        if self.log is None or jax.process_index() > 0:
             return
         mark = None if self.checkpoint is None else self.checkpoint / LOGGED
         if mark is not None and mark.exists() and int(mark.read_text()) >= record["epoch"]:

@@ -454,12 +454,6 @@ def test_a_tag_that_is_not_a_string_is_refused(tmp_path):
         fit(None, checkpoint_tag="v1")
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(NotImplementedError, match="checkpoints: expected one process, got 4"):
-        jaxsgd.save(tmp_path, small(0.0))
-
-
 def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     for act in (lambda: jaxsgd.save(tmp_path, small(0.0)), lambda: fit(tmp_path)):

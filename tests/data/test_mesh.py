@@ -250,11 +250,21 @@ def test_two_processes_train_on_their_own_halves(tmp_path, ragged):
     mean = jaxsgd.evaluate(table.loss, state.params, rows)
     same = [jaxsgd.MeshRows(data, mesh(devices), reproducible=True) for devices in (1, 8)]
     bits = [processes.train_on(rows, params)[0].params["weight"] for rows in same]
+    swept, _, halved = processes.searched(params, data, None)
+    on_mesh = processes.searched(params, data, mesh(4, names=("runs",)))[2]
+    assert [rung.settings.tolist() for rung in on_mesh.rungs] == [
+        rung.settings.tolist() for rung in halved.rungs
+    ]
+    np.testing.assert_allclose(on_mesh.best.score, halved.best.score, rtol=1e-5)
     for number in range(2):
         told = np.load(tmp_path / f"{number}.npz")
         np.testing.assert_allclose(told["loss"], trace.loss, rtol=2e-5)
         np.testing.assert_allclose(told["weight"], state.params["weight"], rtol=2e-5)
         np.testing.assert_allclose(told["mean"], mean, rtol=2e-5)
+        for name in ("swept", "again"):
+            np.testing.assert_allclose(told[name], swept.value, rtol=1e-5)
+        assert told["best"] == halved.best.place[0]
+        np.testing.assert_allclose(told["scores"], halved.rungs[0].scores, rtol=1e-5)
         for weight in bits:  # one device, or eight, of one process; four of two
             np.testing.assert_array_equal(told["bits"], weight)
         assert int(told["rows"]) == (23, 20)[number]  # of four shards each
