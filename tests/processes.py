@@ -1,6 +1,8 @@
 """Functions that tests run in other processes. Importing this module uses no device."""
 
 import multiprocessing
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,9 @@ def fit_on_four(number, count, address, folder, epochs, file, begun=None):
         checkpoint_every=None if folder is None else 2,
         log=None if begun is None else lambda record: begun.set(),
     )  # fmt: skip
+    if result.reason == jaxsgd.Reason.PREEMPTED:
+        file.with_name(f"step{number}").write_text(str(result.state.step))
+        sys.exit(os.EX_TEMPFAIL)
     if number == 0:
         losses = result.history["validation_loss"]
         np.savez(file, **jax.device_get(result.params), losses=losses)

@@ -23,7 +23,7 @@ LAYERS = """
     contracts
     solver
     loops         cpu_convolutions cpu_fusion base run run_until chunks
-    checkpoints   fingerprint lock orbax
+    checkpoints   fingerprint lock background orbax
     training      progress metrics divergence trainer fit
     sweeps        axes vmapped memory result sweep halving
     diagnostics   noise_scale smoothness

@@ -36,6 +36,7 @@ class Reason(enum.IntEnum):
     EPOCHS = 8
     INTERRUPTED = 9
     FAILED = 10
+    PREEMPTED = 11
 
     @classmethod
     def _missing_(cls, value: object) -> "Reason | None":
@@ -60,6 +61,7 @@ SENTENCES = {
     Reason.MAX_STEPS: "all steps were run",
     Reason.EPOCHS: "all epochs were run",
     Reason.INTERRUPTED: "interrupted; the result is that of the last whole epoch",
+    Reason.PREEMPTED: "the process was asked to end; call fit again to continue",
     Reason.FAILED: "an error was raised",
 }
 

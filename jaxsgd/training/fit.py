@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from os import PathLike
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxsgd import contracts
+from jaxsgd.checkpoints.background import one_at_a_time
 from jaxsgd.checkpoints.lock import owned
 from jaxsgd.checkpoints.orbax import check_tag, checked_folder
 from jaxsgd.core import validation as check
@@ -31,8 +33,8 @@ from jaxsgd.schedules import Rate
 from jaxsgd.solver import Solver
 from jaxsgd.stopping.base import Reason, Stop, as_stop
 from jaxsgd.training.metrics import epoch_metrics, monitored_entry
-from jaxsgd.training.progress import Bar, interrupts
-from jaxsgd.training.trainer import FitState, Trainer, params_of
+from jaxsgd.training.progress import Bar, received
+from jaxsgd.training.trainer import FitState, Trainer, not_written, params_of
 
 
 class _Fields(NamedTuple):
@@ -197,6 +199,7 @@ def fit(
     steps = solver.sampler_for(data).steps_per_epoch
     check.steps_fit(epochs * steps, f"epochs of {steps} steps each", 0)
     every = steps if checkpoint_every is None else checkpoint_every
+    folder = None if checkpoint is None else checked_folder(checkpoint)
     trainer = Trainer(
         solver=solver,
         data=data,
@@ -207,16 +210,19 @@ def fit(
         mode=direction,
         restore_best=restore_best,
         log=log,
-        checkpoint=None if checkpoint is None else checked_folder(checkpoint),
+        checkpoint=folder,
         checkpoint_every=check.integer(every, "checkpoint_every", 1),
         checkpoint_tag=checkpoint_tag,
         checkpoint_strict=check.flag(checkpoint_strict, "checkpoint_strict"),
         key=check.key(key),
         params=state.params,
     )
+    if folder is None:
+        return _train(trainer, trainer.begin(state), epochs, progress)
     # of several processes the first one holds the folder
-    is_owner = trainer.checkpoint is not None and jax.process_index() == 0
-    with owned(trainer.checkpoint) if is_owner else nullcontext():
+    owner = owned(folder) if jax.process_index() == 0 else nullcontext()
+    with owner, one_at_a_time(not_written) as in_background:
+        trainer = replace(trainer, in_background=in_background)
         return _train(trainer, trainer.begin(state), epochs, progress)
 
 
@@ -259,9 +265,9 @@ def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Re
     current = start
     size = as_rows(trainer.data).size
     bar = Bar(progress, epochs, size, done=len(start.history["epoch"]))
-    with bar, interrupts() as interrupted:
+    with bar, received(trainer.checkpoint is not None) as signals:
         try:
-            for current in trainer.fit_states(start, epochs, interrupted):
+            for current in trainer.fit_states(start, epochs, signals):
                 bar.show(current.history)
         except Exception as error:
             if any(x.is_deleted() for x in jax.tree.leaves(current.state)):

@@ -1,4 +1,4 @@
-"""The progress bar of a fit, and what Ctrl-C does."""
+"""The progress bar of a fit, and the signals that end it."""
 
 import signal
 import sys
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
@@ -60,20 +62,46 @@ def _bar(show: bool, **options: Any) -> Any:
     return tqdm(**options)
 
 
+class Signals:
+    """What a fit was asked by signals: at Ctrl-C to end its epoch, at SIGTERM to save and end."""
+
+    def __init__(self) -> None:
+        self.interrupted, self.terminated = threading.Event(), threading.Event()
+        self._calls = 0
+
+    def is_preempted(self) -> bool:
+        """Whether to save and end now; asked after each call of the compiled program.
+
+        Several processes agree on the same call: JAX's runtime spreads the news of a signal.
+        """
+        self._calls += 1
+        if jax.process_count() == 1:
+            return self.terminated.is_set()
+        return multihost_utils.reached_preemption_sync_point(self._calls)
+
+
 @contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that no epoch's donated state is lost half way."""
-    event = threading.Event()
+def received(is_saved: bool) -> Iterator[Signals]:
+    """The signals of a fit, so that no epoch's donated state is lost half way.
+
+    A second Ctrl-C stops at once. SIGTERM is left alone where no checkpoint is written, and to JAX
+    where there are several processes.
+    """
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread alone
+        yield signals  # signals reach the main thread alone
         return
 
-    def handler(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
+    def interrupt(*_: object) -> None:
+        signals.interrupted.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    previous = signal.signal(signal.SIGINT, handler)
+    handlers: dict[int, Any] = {signal.SIGINT: interrupt}
+    if is_saved and jax.process_count() == 1:
+        handlers[signal.SIGTERM] = lambda *_: signals.terminated.set()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield event
+        yield signals
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """The host loop behind `fit`, epoch after epoch, and the state that it continues from."""
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from jaxsgd.checkpoints.background import Call
 from jaxsgd.checkpoints.fingerprint import Fingerprint, fingerprint
-from jaxsgd.checkpoints.orbax import checkpoints, restored, save
+from jaxsgd.checkpoints.orbax import checked_folder, checkpoints, restored, snapshot, write
 from jaxsgd.core import programs
 from jaxsgd.core.part import Function
 from jaxsgd.core.records import Batch, Info, State
@@ -30,6 +30,7 @@ from jaxsgd.solver import Solver
 from jaxsgd.stopping.base import Check, Reason, Stop, check_stop
 from jaxsgd.training.divergence import cause_of
 from jaxsgd.training.metrics import EpochMetrics
+from jaxsgd.training.progress import Signals
 
 LOGGED = ".logged"  # a file in the folder of checkpoints: the last epoch that was logged
 # parts of a fingerprint that `checkpoint_strict=False` leaves out
@@ -76,6 +77,7 @@ class Trainer:
     checkpoint_strict: bool
     key: Key[Array, ""]
     params: PyTree  # the initial ones
+    in_background: Call | None = None
 
     def begin(self, state: State) -> FitState:
         """The fit before the first epoch, or the one that the checkpoint holds."""
@@ -113,13 +115,11 @@ class Trainer:
             strict=self.checkpoint_strict,
             way_out=way_out,
         )
-        if fit.reason == Reason.INTERRUPTED:
+        if fit.reason in (Reason.INTERRUPTED, Reason.PREEMPTED):
             fit = fit._replace(reason=int(Reason.EPOCHS))
         return fit
 
-    def fit_states(
-        self, fit: FitState, epochs: int, interrupted: threading.Event
-    ) -> Iterator[FitState]:
+    def fit_states(self, fit: FitState, epochs: int, signals: Signals) -> Iterator[FitState]:
         """The fit after each call of the compiled program, and after each epoch's record."""
         kept = at = fit.step
         if fit.is_at_end_of_epoch(self.steps):
@@ -147,10 +147,13 @@ class Trainer:
                 yield fit
                 if fit.is_at_end_of_epoch(self.steps):
                     fit = self.end_epoch(fit)
-                    if interrupted.is_set() and fit.reason == Reason.EPOCHS:
+                    if signals.interrupted.is_set() and fit.reason == Reason.EPOCHS:
                         fit = fit._replace(reason=int(Reason.INTERRUPTED))
                     yield fit
                 at = fit.step
+                if signals.is_preempted() and fit.reason == Reason.EPOCHS:
+                    fit = fit._replace(reason=int(Reason.PREEMPTED))
+                    yield fit
                 if at % self.checkpoint_every == 0 or fit.reason != Reason.EPOCHS:
                     self.keep(fit)
                     kept = at
@@ -229,15 +232,21 @@ class Trainer:
             warnings.warn(message, stacklevel=2)
 
     def keep(self, fit: FitState) -> None:
-        """Write a checkpoint; if that fails, warn and go on with the training."""
+        """Write a checkpoint, while the training goes on.
+
+        Several processes wait for each other here, because devices of all take part.
+        """
         if self.checkpoint is None:
             return
+        name = f"the checkpoint of step {fit.step} in {self.checkpoint}"
         try:
-            save(self.checkpoint, fit, of=self.fingerprint, tag=self.checkpoint_tag)
-        except Exception as error:  # a full disk, whatever the libraries make of it
-            where = f"the checkpoint of step {fit.step} in {self.checkpoint}"
-            reason = f"{type(error).__name__}: {error}"[:300]
-            warnings.warn(f"{where} was not written: {reason}", stacklevel=2)
+            taken = snapshot(fit, of=self.fingerprint, tag=self.checkpoint_tag)
+            if self.in_background is not None and jax.process_count() == 1:
+                self.in_background(name, write, checked_folder(self.checkpoint), taken)
+            else:
+                write(self.checkpoint, taken)
+        except Exception as error:
+            not_written(name, error)
 
     def position(self, fit: FitState) -> str:
         """Where the state of a fit that failed is."""
@@ -291,6 +300,12 @@ class Trainer:
     def copied(self, state: State) -> PyTree:
         """The parameters to use and the model state, in buffers that no later step is given."""
         return jax.tree.map(jnp.copy, (params_of(state), state.model_state))
+
+
+def not_written(name: str, error: Exception) -> None:
+    """Warn, and let the training go on: a full disk, whatever the libraries make of it."""
+    reason = f"{type(error).__name__}: {error}"[:300]
+    warnings.warn(f"{name} was not written: {reason}", stacklevel=2)
 
 
 def params_of(state: State) -> PyTree:

@@ -138,6 +138,20 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_goes_on(tmp_path):
     same(fit(tmp_path), fit(None))
 
 
+def test_sigterm_saves_and_ends_and_the_checkpoint_goes_on(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(record):
+        if record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = fit(tmp_path, log=terminate, checkpoint_every=1)
+    assert result.reason == jaxsgd.Reason.PREEMPTED
+    assert int(result.state.step) == 10
+    assert signal.getsignal(signal.SIGTERM) is before
+    same(fit(tmp_path, checkpoint_every=1), fit(None))
+
+
 def test_what_a_stop_of_norms_saw_is_kept_across_a_failure(tmp_path):
     stop = jaxsgd.SmallGradient(10.0)  # the first epoch ends below it
     with pytest.raises(Crash):
@@ -507,7 +521,7 @@ def test_a_folder_that_is_gone_ends_no_fit(tmp_path, is_replaced):
 
     def remove(record):
         if record["epoch"] == 2:
-            shutil.rmtree(folder)
+            folder.rename(tmp_path / "gone")
             if is_replaced:
                 folder.write_text("a file")
 

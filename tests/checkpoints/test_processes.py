@@ -1,5 +1,6 @@
 """Checkpoints of several processes: complete at any time, and gone on from by another number."""
 
+import os
 import random
 import socket
 import time
@@ -50,6 +51,22 @@ def test_a_state_that_is_split_is_restored_by_another_number_of_processes(tmp_pa
         for process in processes.all_of(*args, fn=processes.split_over_four):
             process.join(60)
             assert process.exitcode == 0
+
+
+def test_sigterm_to_one_of_two_processes_ends_both_at_the_same_step(tmp_path):
+    begun = processes.PROCESSES.Event()
+    args = 2, address(), tmp_path / "run", 1000, tmp_path / "end.npz", begun
+    both = processes.all_of(*args)
+    begun.wait(60)
+    both[1].terminate()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == os.EX_TEMPFAIL
+    (step,) = {int((tmp_path / f"step{number}").read_text()) for number in range(2)}
+    assert 0 < step < 5000
+    epochs = step // 5 + 2
+    end = fit(1, tmp_path / "run", epochs, tmp_path / "end.npz")
+    assert_same(end, fit(1, None, epochs, tmp_path / "alone.npz"))
 
 
 def test_killed_at_any_moment_two_processes_go_on(tmp_path):
