@@ -8,6 +8,7 @@ from jaxsgd.data.arrays import as_rows, take
 from jaxsgd.data.base import Rows
 from jaxsgd.data.host import HostRows
 from jaxsgd.data.mesh import MeshRows, process_rows
+from jaxsgd.data.order import BatchOrder
 from jaxsgd.data.streamed import StreamedRows
 from jaxsgd.evaluation import Objective, evaluate
 from jaxsgd.gradients.accumulated import Accumulated
@@ -80,6 +81,7 @@ __all__ = [
     "AnyOf",
     "Batch",
     "BatchLoss",
+    "BatchOrder",
     "Blocks",
     "Check",
     "CompoundDecay",

@@ -17,7 +17,7 @@ LAYERS = """
     samplers      base epochs replacement importance stratified poisson fixed dynamic sharded
     rules         base descent adaptive line_search proximal from_optax averaging
     stopping      base criteria
-    data          base arrays streamed host tree_sum mesh
+    data          base arrays streamed host order tree_sum mesh
     gradients     base minibatch partial_sums accumulated clipped svrg saga noise_scale
     evaluation
     contracts

@@ -83,7 +83,7 @@ def sweep(
     >>> result.shape, round(best.point["learning_rate"], 3)
     ((3, 8), 0.02)
     """
-    axes = as_axes(over)
+    axes, gather = as_axes(over), validation.flag(gather, "gather")
     for axis in axes:
         # inside the program the values are traced, and no part can check them
         if isinstance(rates := axis.get("learning_rate"), np.ndarray | jax.Array):
