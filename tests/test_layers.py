@@ -8,7 +8,7 @@ import jaxsgd
 
 # from the ground up: a folder's files in their order, then the next folder or file
 LAYERS = """
-    core          part programs jaxprs as_written records validation trees
+    core          weak part programs jaxprs as_written records validation trees
     random        permutation bits
     schedules
     losses

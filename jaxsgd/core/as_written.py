@@ -8,7 +8,7 @@ perceptron takes as long as before.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +62,10 @@ def _behind_barrier(equation: JaxprEqn) -> list[JaxprEqn]:
     before: list[JaxprEqn] = []
     given = []
     for x in equation.invars:
-        is_variable = not isinstance(x, Literal) and x.aval.shape == () and _is_float(x)
-        if is_variable and made.aval.shape and equation.primitive is not broadcast_in_dim_p:
+        is_variable = not isinstance(x, Literal) and _shape(x) == () and _is_float(x)
+        if is_variable and _shape(made) and equation.primitive is not broadcast_in_dim_p:
             wide = Var(made.aval)
-            params = {"shape": made.aval.shape, "broadcast_dimensions": (), "sharding": None}
+            params = {"shape": _shape(made), "broadcast_dimensions": (), "sharding": None}
             broadcast = new_jaxpr_eqn([x], [wide], broadcast_in_dim_p, params, set())
             before += _behind_barrier(broadcast)
             x = wide
@@ -75,5 +75,9 @@ def _behind_barrier(equation: JaxprEqn) -> list[JaxprEqn]:
     return [*before, equation.replace(invars=given, outvars=[open_]), barrier]
 
 
-def _is_float(x: Var | Literal) -> bool:
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.aval.shape
+
+
+def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.aval.dtype, jnp.floating)

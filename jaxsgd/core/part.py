@@ -8,15 +8,14 @@ vmapped, moved to a device, saved and differentiated.
 
 import dataclasses
 import inspect
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 from jax.tree_util import GetAttrKey
+
+from jaxsgd.core import weak
 
 T = TypeVar("T")
 
@@ -141,9 +140,7 @@ def part(cls: type[T]) -> type[T]:
 
     def flatten(part: T) -> tuple[list[object], tuple[object, ...]]:
         values = tuple(getattr(part, name) for name in statics)
-        if _held_weakly.functions is not None:
-            values = _weakly(values, _held_weakly.functions)
-        return [getattr(part, name) for name in leaves], values
+        return [getattr(part, name) for name in leaves], weak.referred_to(values)
 
     def flatten_with_keys(part: T) -> tuple[list[tuple[object, object]], tuple[object, ...]]:
         children, aux = flatten(part)
@@ -151,75 +148,12 @@ def part(cls: type[T]) -> type[T]:
 
     def unflatten(aux: tuple[object, ...], children: Iterable[object]) -> T:
         part = object.__new__(cls)
-        values = aux if type(aux) is tuple else _strongly(aux)
+        values = weak.restored(aux)
         set_fields(part, **dict(zip(leaves + statics, (*children, *values), strict=True)))
         return part
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
-
-
-class _HeldWeakly(threading.local):
-    functions: list[weakref.ref] | None = None  # those met so far, or None
-
-
-_held_weakly = _HeldWeakly()
-
-
-@contextmanager
-def functions_held_weakly() -> Iterator[list[weakref.ref]]:
-    """Let parts that are flattened in this context refer weakly to their static functions.
-
-    Yields:
-      A list to which references to the functions are added.
-    """
-    before, _held_weakly.functions = _held_weakly.functions, []
-    try:
-        yield _held_weakly.functions
-    finally:
-        _held_weakly.functions = before
-
-
-class _Reference(weakref.ref):
-    """A reference made here, unlike one that a user keeps in a static field."""
-
-    __slots__ = ()
-
-
-class _Weak(tuple):
-    """A tuple's type, then its values, functions replaced by weak references."""
-
-
-def _weakly(values: tuple[object, ...], functions: list[weakref.ref]) -> tuple[object, ...]:
-    """Static values, functions replaced by weak references; unchanged if there are none."""
-    before, found = len(functions), []
-    for value in values:
-        if type(value) is tuple or hasattr(value, "_fields"):  # such as an Optax transformation
-            value = _weakly(value, functions)
-        elif _is_known_by_identity(value):
-            value = _Reference(value)
-            functions.append(value)
-        found.append(value)
-    return _Weak((type(values), *found)) if len(functions) > before else values
-
-
-def _is_known_by_identity(value: object) -> bool:
-    """Whether a weak reference can stand for a function.
-
-    Not for a bound method: it is a new object each time it is read, so a reference to it would be
-    dead at once.
-    """
-    kind = type(value)
-    return callable(value) and kind.__eq__ is object.__eq__ and kind.__weakrefoffset__ > 0
-
-
-def _strongly(weak: _Weak) -> tuple[Any, ...]:
-    """The tuple that `_weakly` was given."""
-    kind, *held = weak
-    values = (
-        _strongly(x) if type(x) is _Weak else x() if type(x) is _Reference else x for x in held
-    )
-    return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 
 def _check_class(cls: type) -> None:

@@ -12,12 +12,12 @@ program refers to itself, such as a callback or the solver that a sweep returns.
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterable
+from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
-from jax.tree_util import PyTreeDef
 
-from jaxsgd.core.part import functions_held_weakly
+from jaxsgd.core.weak import functions_held_weakly
 
 MOST_PROGRAMS = 512  # of one jitted function; then the oldest are dropped
 
@@ -29,8 +29,8 @@ class Flat(NamedTuple):
     """The arguments of a call."""
 
     leaves: list[Any]
-    structure: PyTreeDef  # refers weakly to the functions that are static in parts
-    functions: list[weakref.ref]
+    structure: Any  # a PyTreeDef that refers weakly to the functions that are static in parts
+    functions: list[weakref.ref[Any]]
 
 
 def flatten(args: object) -> Flat:
@@ -40,14 +40,14 @@ def flatten(args: object) -> Flat:
     return Flat(leaves, structure, functions)
 
 
-class Programs(dict[Hashable, tuple[T, list[weakref.ref]]], Generic[T]):
+class Programs(dict[Hashable, tuple[T, list[weakref.ref[Any]]]], Generic[T]):
     """Programs by what they were compiled for."""
 
     def find(self, key: Hashable) -> T | None:
         """The program of this key, or None."""
         return self.get(key, (None,))[0]
 
-    def keep(self, key: Hashable, program: T, functions: Iterable[weakref.ref]) -> T:
+    def keep(self, key: Hashable, program: T, functions: Iterable[weakref.ref[Any]]) -> T:
         """Add a program; drop those of functions that are gone, and the oldest ones."""
         kept = list(self.items())
         gone = [old for old, (_, refs) in kept if any(ref() is None for ref in refs)]
@@ -58,9 +58,7 @@ class Programs(dict[Hashable, tuple[T, list[weakref.ref]]], Generic[T]):
         return program
 
 
-def of_leaves(
-    fn: Callable[..., T], structure: PyTreeDef, static: dict[str, Any]
-) -> Callable[..., T]:
+def of_leaves(fn: Callable[..., T], structure: Any, static: dict[str, Any]) -> Callable[..., T]:
     """`fn(*args, **static)` as a function of the leaves of `args`."""
 
     def program(*leaves: Any) -> T:
@@ -84,40 +82,47 @@ def leaf_numbers(fn: Callable[..., object], name: str | None, args: tuple[Any, .
     return range(begin, begin + size)
 
 
-def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+class Jitted(Generic[P, T]):
     """`jax.jit` of a function whose keyword arguments are static; see above.
+
+    Attributes:
+      programs: those that are kept.
+    """
+
+    def __init__(self, fn: Callable[P, T], donate: str | None) -> None:
+        self.fn, self.donate = fn, donate
+        self.programs: Programs[Callable[..., T]] = Programs()
+        update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **static: P.kwargs) -> T:
+        """The function's result."""
+        program, leaves = self._program(args, static)
+        return program(*leaves)
+
+    def trace(self, *args: Any, **static: Any) -> Any:
+        """As the method of `jax.jit`, of a function of leaves."""
+        program, leaves = self._program(args, static)
+        return program.trace(*leaves)
+
+    def _program(self, args: Any, static: dict[str, Any]) -> tuple[Any, list[Any]]:
+        leaves, structure, functions = flatten(args)
+        # by the functions too: structures that differ only in those have equal hashes
+        key = structure, *functions, *static.items()
+        program = self.programs.find(key)
+        if program is None:
+            donated = leaf_numbers(self.fn, self.donate, args)
+            program = jax.jit(of_leaves(self.fn, structure, static), donate_argnums=donated)
+            self.programs.keep(key, program, functions)
+        return program, leaves
+
+
+def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Jitted[P, T]]:
+    """A decorator that makes a function `Jitted`.
 
     Args:
       donate: the name of the argument whose arrays are donated.
     """
-
-    def decorate(fn: Callable[P, T]) -> Callable[P, T]:
-        programs: Programs[Callable[..., T]] = Programs()
-
-        def found(args: Any, static: dict[str, Any]) -> tuple[Any, list[Any]]:
-            leaves, structure, functions = flatten(args)
-            # by the functions too: structures that differ only in those have equal hashes
-            key = structure, *functions, *static.items()
-            program = programs.find(key)
-            if program is None:
-                donated = leaf_numbers(fn, donate, args)
-                program = jax.jit(of_leaves(fn, structure, static), donate_argnums=donated)
-                programs.keep(key, program, functions)
-            return program, leaves
-
-        def call(*args: P.args, **static: P.kwargs) -> T:
-            program, leaves = found(args, static)
-            return program(*leaves)
-
-        def trace(*args: P.args, **static: P.kwargs) -> Any:
-            program, leaves = found(args, static)
-            return program.trace(*leaves)
-
-        call.__doc__, call.__name__, call.__wrapped__ = fn.__doc__, fn.__name__, fn  # pyright: ignore[reportAttributeAccessIssue]
-        call.trace, call.programs = trace, programs  # pyright: ignore[reportAttributeAccessIssue]
-        return call
-
-    return decorate
+    return lambda fn: Jitted(fn, donate)
 
 
 def eval_shape(fn: Callable[..., T], *args: object) -> T:

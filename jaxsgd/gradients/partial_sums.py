@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -53,9 +54,7 @@ def value_in_parts(
     @value.defjvp
     def _(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[Array, Array]:
         out, slope = total(jax.value_and_grad(gradient.value), *primals)
-        return out, sum(
-            jnp.vdot(*pair) for pair in zip(*map(jax.tree.leaves, (slope, *tangents)), strict=True)
-        )
+        return out, jnp.asarray(optax.tree.vdot(slope, *tangents))
 
     return value(params)
 

@@ -126,7 +126,7 @@ def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Callable[P, 
     """
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
-        plain = programs.jit(donate=donate)(fn)
+        plain: Any = programs.jit(donate=donate)(fn)
         kept: Programs[list[Callable[..., T]]] = Programs()  # ways to compile a run, the best first
 
         def ways_of(args: Any, static: dict[str, Any], flat: Flat) -> list[Callable[..., T]]:
@@ -175,7 +175,7 @@ def jit(*, donate: str | None = None) -> Callable[[Callable[P, T]], Callable[P, 
                     kept.keep(key, ways[i + 1 :], functions)
             raise AssertionError("the last way returns or raises")
 
-        call.trace = partial(plain.trace, form="inlined")  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        call.trace = partial(plain.trace, form="inlined")  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate

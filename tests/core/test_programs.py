@@ -14,7 +14,8 @@ import pytest
 
 import jaxsgd
 from jaxsgd.core import programs
-from jaxsgd.core.part import Function, functions_held_weakly
+from jaxsgd.core.part import Function
+from jaxsgd.core.weak import functions_held_weakly
 from jaxsgd.loops import cpu_fusion
 from tests import table
 
