@@ -1,4 +1,4 @@
-"""Law 12: every code block of the README and every docstring's example runs."""
+"""Law 13: every code block of the README and every docstring's example runs."""
 
 import doctest
 import importlib
