@@ -36,6 +36,7 @@ from jaxsgd.samplers.dynamic import DynamicBatch
 from jaxsgd.samplers.epochs import Blocks, FullBatch, Sequential, Shuffled
 from jaxsgd.samplers.fixed import FixedBatches
 from jaxsgd.samplers.importance import ImportanceSampled
+from jaxsgd.samplers.per_shard import PerShard
 from jaxsgd.samplers.poisson import Poisson
 from jaxsgd.samplers.replacement import WithReplacement
 from jaxsgd.samplers.sharded import Sharded
@@ -117,6 +118,7 @@ __all__ = [
     "NoiseScaleGradient",
     "Objective",
     "PerExampleClipped",
+    "PerShard",
     "Poisson",
     "Proximal",
     "ProximalPenalty",

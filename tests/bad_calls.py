@@ -220,6 +220,7 @@ SAMPLERS = [
     jaxsgd.ImportanceSampled(np.full(12, 1 / 12), 4),
     jaxsgd.Poisson(0.5, 8, size=12),
     jaxsgd.Sharded(4, 2, size=12),
+    jaxsgd.PerShard(jaxsgd.WithReplacement(4), 2, size=12),
     jaxsgd.Stratified(np.arange(12) % 2, 4),
     jaxsgd.DynamicBatch(jaxsgd.Shuffled(4, size=12), 2),
 ]
@@ -253,6 +254,7 @@ def calls() -> dict[str, Good]:
         "Shuffled": good(jaxsgd.Shuffled, batch_size=COUNT, size=SIZE, drop_last=FLAG),
         "Sequential": good(jaxsgd.Sequential, batch_size=COUNT, size=SIZE, drop_last=FLAG),
         "Blocks": good(jaxsgd.Blocks, batch_size=COUNT, block=("count", 2), window=("count", 2), size=SIZE, drop_last=FLAG),
+        "PerShard": good(jaxsgd.PerShard, sampler=("sampler", jaxsgd.WithReplacement(4)), shards=("count", 2), size=SIZE),
         "Sharded": good(jaxsgd.Sharded, batch_size=COUNT, shards=("count", 2), size=SIZE),
         "WithReplacement": good(jaxsgd.WithReplacement, batch_size=COUNT, size=SIZE),
         "FixedBatches": good(jaxsgd.FixedBatches, index=("pairs", np.zeros((2, 3), int)), size=SIZE),

@@ -74,6 +74,7 @@ SAMPLERS = {
     "blocks": lambda: jaxsgd.Blocks(BATCH, block=5, window=2),
     "dynamic": lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
     "sharded": lambda: jaxsgd.Sharded(BATCH, shards=2),
+    "per shard": lambda: jaxsgd.PerShard(jaxsgd.Stratified(LABELS, BATCH), shards=2),
     "importance": lambda: jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
     "stratified": lambda: jaxsgd.Stratified(LABELS, BATCH),
     "stratified, proportions": lambda: jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),
@@ -95,6 +96,9 @@ RANDOM = {
     "blocks": lambda b, n: jaxsgd.Blocks(b, block=2, window=2, size=n),
     "dynamic": lambda b, n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(b + 1, size=n), b),
     "sharded": lambda b, n: jaxsgd.Sharded(b, shards=2, size=n),
+    "per shard": lambda b, n: jaxsgd.PerShard(
+        jaxsgd.ImportanceSampled(np.arange(1.0, n + 1), b), shards=2
+    ),
     "importance": lambda b, n: jaxsgd.ImportanceSampled(np.arange(1.0, n + 1), b),
     "stratified": lambda b, n: jaxsgd.Stratified(labels(n), b),
     # places 2 and 3 of 5 in 3 steps: class 0 is in some steps only, class 1 begins anew

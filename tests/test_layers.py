@@ -14,7 +14,7 @@ LAYERS = """
     losses
     penalties
     models
-    samplers      base epochs replacement importance stratified poisson fixed dynamic sharded
+    samplers      base epochs replacement importance stratified poisson fixed dynamic sharded per_shard
     rules         base descent adaptive line_search proximal from_optax averaging
     stopping      base criteria
     data          base arrays streamed host order tree_sum mesh

@@ -25,6 +25,7 @@ from jaxsgd.data.base import OfPart, Reduction, Rows
 from jaxsgd.data.tree_sum import sum_of_parts, sum_over_devices
 from jaxsgd.samplers.base import Sampler
 from jaxsgd.samplers.epochs import Shuffled
+from jaxsgd.samplers.per_shard import PerShard
 from jaxsgd.samplers.sharded import Sharded, counts
 
 T = TypeVar("T")
@@ -134,13 +135,14 @@ class MeshRows(Rows):
         return jax.jit(read, out_shardings=everywhere)(self.arrays, index)
 
     def sampler(self, sampler: Sampler) -> Sampler:
-        """`Sharded` over these shards instead of `Shuffled`."""
+        """`Sharded` over these shards instead of `Shuffled`; others draw by `PerShard`."""
         if isinstance(sampler, Shuffled) and not sampler.drop_last:
             sampler = Sharded(sampler.batch_size, self.shards, sampler.size)
-        if not isinstance(sampler, Sharded) or sampler.shards != self.shards:
+        if not isinstance(sampler, Sharded | PerShard) or sampler.shards != self.shards:
             raise TypeError(
                 f"the solver's sampler is {sampler}, expected Shuffled(batch_size) without "
-                f"drop_last on MeshRows, which becomes Sharded(batch_size, shards={self.shards})"
+                f"drop_last on MeshRows, which becomes Sharded(batch_size, shards={self.shards}), "
+                f"or PerShard(sampler, shards={self.shards})"
             )
         return sampler.for_size(self.size)
 

@@ -119,6 +119,33 @@ class Sampler(Contract, abc.ABC):
             )
         return self
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "Sampler":
+        """The sampler of the rows from `begin` to `end`, one of some shards: a share of each batch.
+
+        A hook for `PerShard`; a sampler that cannot be divided leaves it.
+
+        Raises:
+          TypeError: it cannot be divided.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be divided among shards, expected a sampler with the "
+            "method for_shard, such as jaxsgd.WithReplacement"
+        )
+
+    def share_of(self, shards: int) -> int:
+        """The rows of a batch that one of some shards draws.
+
+        Raises:
+          ValueError: the shards do not divide the batch.
+        """
+        length = self.batch_length
+        if length % shards:
+            raise ValueError(
+                f"{type(self).__name__} has batches of {length} rows, expected a multiple of the "
+                f"{shards} shards"
+            )
+        return length // shards
+
 
 class CounterSampler(Sampler):
     """A sampler whose state is a key and a counter: `batch` is all that it defines."""
@@ -169,6 +196,12 @@ class EpochSampler(CounterSampler):
         """The number of batches of an epoch: `ceil(n / B)`, or `n div B` with `drop_last`."""
         whole, rest = divmod(self.known_size, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
+
+    def for_shard(self, begin: int, end: int, shards: int) -> Self:
+        """The sampler of some rows, with a share of the batch."""
+        names = {f.name for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        share = {"batch_size": self.share_of(shards)} if "batch_size" in names else {}
+        return dataclasses.replace(self, size=end - begin, **share)  # pyright: ignore[reportArgumentType]
 
     def epoch_positions(
         self, step: Int[Array, ""]

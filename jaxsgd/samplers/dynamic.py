@@ -63,6 +63,16 @@ class DynamicBatch(CounterSampler):
                 self.batch_size, "DynamicBatch's batch_size", 1, self.sampler.batch_size
             )
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "DynamicBatch":
+        """The sampler of some rows, with a share of the batch size, whose multiple it is."""
+        inner = self.sampler.for_shard(begin, end, shards)
+        if isinstance(self.batch_size, int) and self.batch_size % shards:
+            raise ValueError(
+                f"DynamicBatch's batch_size is {self.batch_size}, expected a multiple of the "
+                f"{shards} shards"
+            )
+        return DynamicBatch(inner, self.batch_size // shards)
+
     @property
     def size(self) -> int | None:
         """The number of rows, the sampler's."""

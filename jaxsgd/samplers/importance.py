@@ -88,6 +88,10 @@ class ImportanceSampled(Sampler):
         """n, the number of rows."""
         return int(self.probabilities.shape[-1])
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "ImportanceSampled":
+        """The sampler of some rows, by their probabilities, with a share of the batch."""
+        return ImportanceSampled(self.probabilities[begin:end], self.share_of(shards))
+
     @property
     def steps_per_epoch(self) -> int:
         """The number of batches of an epoch, `ceil(n / B)`, which draw n rows."""

@@ -70,6 +70,10 @@ class Poisson(Sampler):
         """The length of a batch's arrays: the capacity."""
         return self.capacity
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "Poisson":
+        """The sampler of some rows, with a share of the capacity."""
+        return Poisson(self.rate, self.share_of(shards), end - begin)
+
     @property
     def steps_per_epoch(self) -> int | Int[Array, ""]:
         """The steps in which a row is drawn once on average, `1 / q`; int32[] for a traced q."""

@@ -27,6 +27,10 @@ class WithReplacement(CounterSampler):
     batch_size: int = static(converter=validation.whole(1))
     size: int | None = static(default=None, converter=validation.optional_whole(1))
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "WithReplacement":
+        """The sampler of some rows, with a share of the batch."""
+        return WithReplacement(self.share_of(shards), end - begin)
+
     def batch(self, key: PRNGKeyArray, step: Int[Array, ""] | int) -> Batch:
         """Batch `step` of the run with this key."""
         drawn = random_words(validation.key(key), validation.step(step), self.batch_size)

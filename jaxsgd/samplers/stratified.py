@@ -84,6 +84,11 @@ class Stratified(CounterSampler):
             counts=tuple(counts.tolist()),
         )
 
+    def for_shard(self, begin: int, end: int, shards: int) -> "Stratified":
+        """The sampler of some rows, by their classes, with a share of the batch."""
+        share = self.share_of(shards)
+        return Stratified(self.labels[begin:end], share, self.proportions)
+
     @property
     def size(self) -> int:
         """n, the number of rows."""

@@ -56,6 +56,27 @@ def trained(loss, data, params, model_state=None, sampler=None, rule=None):
     return jaxsgd.run(solver, state, data, 12)
 
 
+PER_SHARD = {
+    "with replacement": lambda n: jaxsgd.WithReplacement(16),
+    "poisson": lambda n: jaxsgd.Poisson(0.2, capacity=24),
+    "importance": lambda n: jaxsgd.ImportanceSampled(np.arange(1.0, n + 1), 16),
+    "stratified": lambda n: jaxsgd.Stratified(np.arange(n) % 3, 16),
+    "dynamic": lambda n: jaxsgd.DynamicBatch(jaxsgd.Shuffled(24), 16),
+}
+
+
+@pytest.mark.parametrize("name", PER_SHARD)
+def test_each_sampler_draws_shard_by_shard(name, problem, ragged):
+    for params, data in (problem, ragged):
+        n = len(data[1])
+        sampler = jaxsgd.PerShard(PER_SHARD[name](n), shards=8)
+        one = trained(table.loss, data, params, sampler=sampler)
+        rows = jaxsgd.MeshRows(data, mesh(4))
+        four = trained(table.loss, rows, params, sampler=sampler)
+        chex.assert_trees_all_close(one[0].params, four[0].params, rtol=2e-5, atol=1e-7)
+        assert np.isfinite(four[1].loss).all()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_number_of_devices_changes_nothing(name, problem, ragged):
     params, data = ragged if name == "ragged" else problem

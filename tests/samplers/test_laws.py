@@ -68,10 +68,11 @@ def test_update_and_batch_agree_and_the_same_key_repeats(name):
 @pytest.mark.parametrize(
     ("name", "n", "b"),
     [
-        *((name, 5, 2) for name in table.RANDOM if name != "sharded"),
-        *((name, 10, 4) for name in ("shuffled", "with replacement", "sharded")),
+        *((name, 5, 2) for name in table.RANDOM if name not in ("sharded", "per shard")),
+        *((name, 10, 4) for name in ("shuffled", "with replacement", "sharded", "per shard")),
         ("stratified", 10, 4),
         ("sharded", 5, 4),
+        ("per shard", 5, 4),
     ],
 )
 def test_a_rows_expected_weight_is_the_same_at_every_step(name, n, b):
