@@ -1,6 +1,7 @@
 """The training step: which rows, their gradient, the update."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -275,15 +276,15 @@ class Solver:
         self, params: PyTree, data: PyTree, batch: Batch, state: PyTree
     ) -> tuple[Estimate, PyTree, Callable[[PyTree], Float[Array, ""]]]:
         """The estimate, the gradient's new state, and the loss of the batch as a function."""
-        reduction = as_rows(data).reduction(batch, self.gradient.is_keyed)
+        rows = as_rows(data)
+        reduction = rows.reduction(batch, self.gradient.is_keyed)
         if reduction is None:
             estimate, after = self.gradient.update(params, data, batch, state)
             return estimate, after, lambda p: self.gradient.value(p, data, batch, state)
-        gradient = as_linear_gradient(
-            self.gradient, "the gradient", f" on {type(as_rows(data)).__name__}"
-        )
+        gradient = as_linear_gradient(self.gradient, "the gradient", f" on {type(rows).__name__}")
         estimate, after = update_in_parts(gradient, reduction, params, state)
-        return estimate, after, lambda p: value_in_parts(gradient, reduction, p, state)
+        value_fn = partial(value_in_parts, gradient, reduction, reproducible=rows.reproducible)
+        return estimate, after, lambda p: value_fn(p, state)
 
     def _penalty(self, params: PyTree) -> Float[Array, ""]:
         assert self.penalty is not None

@@ -8,7 +8,7 @@ Call = Callable[..., None]
 
 
 @contextmanager
-def one_at_a_time(report: Callable[[str, Exception], None]) -> Iterator[Call]:
+def one_at_a_time(report: Callable[[str, BaseException], None]) -> Iterator[Call]:
     """Call functions in a thread, each after the one before has ended.
 
     Args:
@@ -22,8 +22,10 @@ def one_at_a_time(report: Callable[[str, Exception], None]) -> Iterator[Call]:
 
     def wait() -> None:
         while pending:
-            name, future = pending.pop()
-            if isinstance(error := future.exception(), Exception):
+            name, future = pending[0]
+            error = future.exception()
+            pending.clear()  # not before: the wait may be interrupted
+            if error is not None:
                 report(name, error)
 
     with ThreadPoolExecutor(1, "jaxsgd-checkpoint") as thread:

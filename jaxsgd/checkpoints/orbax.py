@@ -15,6 +15,7 @@ the version that wrote the checkpoint.
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -113,18 +114,14 @@ def snapshot(state: PyTree, *, of: PyTree, tag: str | None) -> Snapshot:
 
 
 def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
-    """Write a snapshot as the newest checkpoint of a folder; all processes call this together."""
+    """Write a snapshot as the newest checkpoint of a folder; all processes call this together.
+
+    The first process lists the folder and decides: the others may see its entries late.
+    """
     ocp = _orbax()
-    arrays, is_first = snapshot.arrays, jax.process_index() == 0
-    if is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
-            shutil.rmtree(rest, ignore_errors=True)
-    found = checkpoints(folder)
-    number = 1 + (_number(found[-1]) if found else 0)
-    if jax.process_count() > 1:  # the first process decides; the others may list the folder late
-        number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-    new = folder / f"jaxsgd_{number:06d}"
+    arrays = snapshot.arrays
+    found = by_first(lambda: _prepared(folder), folder)
+    new = folder / f"jaxsgd_{found[-1] + 1:06d}"
     checksums = {name: _checksum(array) for name, array in arrays.items()}
     # Orbax refuses arrays without entries; their shapes are enough to restore them
     filled = {name: array for name, array in arrays.items() if array.size}
@@ -132,10 +129,41 @@ def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
         items = {"about": ocp.args.JsonSave(snapshot.about | {"checksums": checksums})}
         items |= {"arrays": ocp.args.PyTreeSave(filled)} if filled else {}
         checkpointer.save(new, args=ocp.args.Composite(**items))
-    if is_first:
-        for old in found[: max(0, len(found) + 1 - keep)]:
+    if jax.process_index() == 0:
+        complete = [number for number in found.tolist() if number]
+        for number in complete[: max(0, len(complete) + 1 - keep)]:
+            old = folder / f"jaxsgd_{number:06d}"
             shutil.rmtree(old.rename(old.with_suffix(".deleted")), ignore_errors=True)
     return new
+
+
+def by_first(fn: Callable[[], np.ndarray], folder: Path) -> np.ndarray:
+    """`fn()` of the first process, an int32 array of one axis, for all of them.
+
+    Raises:
+      OSError: it failed on the first process, where its own error is raised.
+    """
+    if jax.process_count() == 1:
+        return fn()
+    error, result = None, np.zeros(0, np.int32)
+    if jax.process_index() == 0:
+        try:
+            result = fn()
+        except Exception as failed:
+            error = failed
+    if multihost_utils.broadcast_one_to_all(np.int32(error is not None)):
+        raise error or OSError(f"{folder}: the first process failed, see its error")
+    shape = multihost_utils.broadcast_one_to_all(np.int32(result.size))
+    result = np.resize(result, int(shape)).astype(np.int32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(result))
+
+
+def _prepared(folder: Path) -> np.ndarray:
+    """The numbers of a folder's checkpoints (int32[m], after a 0), what was killed removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
+        shutil.rmtree(rest, ignore_errors=True)
+    return np.array([0, *map(_number, checkpoints(folder))], np.int32)
 
 
 def restore(

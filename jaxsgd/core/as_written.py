@@ -23,10 +23,11 @@ from jaxsgd.core.jaxprs import with_inner
 T = TypeVar("T")
 
 ARITHMETIC = frozenset(
-    "abs add add_any broadcast_in_dim cbrt clamp convert_element_type cos cumsum div erf erf_inv "
-    "exp exp2 expm1 integer_pow log log1p logistic max min mul neg pow reduce_sum rem rsqrt "
-    "select_n sign sin sqrt square sub tanh".split()
+    "abs add add_any atan2 broadcast_in_dim cbrt clamp convert_element_type cos cumsum div erf "
+    "erf_inv exp exp2 expm1 integer_pow log log1p logistic max min mul neg pow reduce_sum rem "
+    "rsqrt select_n sign sin sqrt square sub tanh".split()
 )
+BROADCASTS = frozenset("add add_any atan2 clamp div max min mul pow rem select_n sub".split())
 
 
 def as_written(fn: Callable[..., T]) -> Callable[..., T]:
@@ -55,17 +56,23 @@ def _behind_barriers(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _behind_barrier(equation: JaxprEqn) -> list[JaxprEqn]:
-    """An equation whose result is behind a barrier, and so are scalars that it broadcasts."""
+    """An equation whose result is behind a barrier, and so are operands that it broadcasts.
+
+    An operand of shape () or (6, 1) beside one of (6, 19) is broadcast where the program is
+    lowered, where XLA would see it.
+    """
     made = equation.outvars[0]
     if isinstance(made, DropVar):
         return []
+    shape = _shape(made)
     before: list[JaxprEqn] = []
     given = []
     for x in equation.invars:
-        is_variable = not isinstance(x, Literal) and _shape(x) == () and _is_float(x)
-        if is_variable and _shape(made) and equation.primitive is not broadcast_in_dim_p:
+        is_narrow = _is_float(x) and _shape(x) != shape and not isinstance(x, Literal)
+        if is_narrow and equation.primitive.name in BROADCASTS:
             wide = Var(made.aval)
-            params = {"shape": _shape(made), "broadcast_dimensions": (), "sharding": None}
+            axes = tuple(range(len(_shape(x))))
+            params = {"shape": shape, "broadcast_dimensions": axes, "sharding": None}
             broadcast = new_jaxpr_eqn([x], [wide], broadcast_in_dim_p, params, set())
             before += _behind_barrier(broadcast)
             x = wide

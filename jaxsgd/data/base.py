@@ -45,10 +45,12 @@ class Rows(abc.ABC):
     Attributes with defaults:
       is_streamed: the rows stay on the host, and a host loop brings them to the device. False.
       is_resident: all rows can be read by any operation of a compiled program. False.
+      reproducible: sums over rows have the same bits on any number of devices. False.
     """
 
     is_streamed: bool = False
     is_resident: bool = False
+    reproducible: bool = False
 
     @default_property
     def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:

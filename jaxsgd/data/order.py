@@ -6,6 +6,7 @@ from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
@@ -60,11 +61,12 @@ class BatchOrder:
         self.start = validation.integer(start, "BatchOrder's start", 0, LAST)
         self.stop = None if stop is None else validation.integer(stop, "BatchOrder's stop", 0, LAST)
         self.steps_at_once = validation.integer(steps_at_once, "BatchOrder's steps_at_once", 1)
-        self._cpu = jax.local_devices(backend="cpu")[0]
-        key = jax.device_put(validation.key(key), self._cpu)
-        with jax.default_device(self._cpu):
-            self._sampler, self.key = as_arguments(self.sampler), jax.random.fold_in(key, 0)
+        key = validation.key(key)
+        self._key = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
         self._drawn: tuple[int, Batch] | None = None
+
+    def __repr__(self) -> str:
+        return f"BatchOrder({self.sampler}, start={self.start}, stop={self.stop})"
 
     def __getitem__(self, step: SupportsIndex) -> Batch:
         """The batch of a step: `Batch(index, weight)`, int32[B] and float[B]."""
@@ -74,8 +76,10 @@ class BatchOrder:
         if drawn is None or drawn[0] != number:
             first = number * self.steps_at_once
             count = min(self.steps_at_once, LAST + 1 - first)
-            with jax.default_device(self._cpu):
-                found = _drawn(self._sampler, self.key, jnp.int32(first), count=count)
+            words, kind = self._key  # typed keys cannot be sent to another process
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                key = jax.random.fold_in(jax.random.wrap_key_data(words, impl=kind), 0)
+                found = _drawn(as_arguments(self.sampler), key, jnp.int32(first), count=count)
             drawn = self._drawn = number, jax.device_get(found)
         return Batch(drawn[1].index[at], drawn[1].weight[at])
 

@@ -35,9 +35,17 @@ def update_in_parts(
 
 
 def value_in_parts(
-    gradient: Gradient, reduction: Reduction, params: PyTree, state: PyTree
+    gradient: Gradient,
+    reduction: Reduction,
+    params: PyTree,
+    state: PyTree,
+    reproducible: bool = False,
 ) -> Float[Array, ""]:
-    """The sum of a gradient's values of all parts; its derivative is added in parts as well."""
+    """The sum of a gradient's values of all parts.
+
+    With `reproducible` its derivative is added in the order of the reduction too. It is then the
+    derivative by `params` alone: whatever else the gradient depends on cannot be differentiated.
+    """
 
     def total(of: Callable[..., T], params: PyTree) -> T:
         def of_part(
@@ -47,7 +55,10 @@ def value_in_parts(
 
         return reduction(of_part, params, state)[0]
 
-    @jax.custom_jvp  # the derivative of the reduction would add up the parts in another order
+    if not reproducible:
+        return total(gradient.value, params)
+
+    @jax.custom_jvp  # JAX's derivative of the reduction adds up the parts in another order
     def value(params: PyTree) -> Float[Array, ""]:
         return total(gradient.value, params)
 

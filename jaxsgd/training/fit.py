@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxsgd import contracts
 from jaxsgd.checkpoints.background import one_at_a_time
 from jaxsgd.checkpoints.lock import owned
-from jaxsgd.checkpoints.orbax import check_tag, checked_folder
+from jaxsgd.checkpoints.orbax import by_first, check_tag, checked_folder
 from jaxsgd.core import validation as check
 from jaxsgd.core.part import check_call
 from jaxsgd.core.records import State, described
@@ -219,11 +221,18 @@ def fit(
     )
     if folder is None:
         return _train(trainer, trainer.begin(state), epochs, progress)
-    # of several processes the first one holds the folder
-    owner = owned(folder) if jax.process_index() == 0 else nullcontext()
-    with owner, one_at_a_time(not_written) as in_background:
+    with ExitStack() as stack:
+        # of several processes the first one holds the folder
+        by_first(partial(_held, stack, folder), folder)
+        in_background = stack.enter_context(one_at_a_time(not_written))
         trainer = replace(trainer, in_background=in_background)
         return _train(trainer, trainer.begin(state), epochs, progress)
+
+
+def _held(stack: ExitStack, folder: Path) -> np.ndarray:
+    """Hold the folder until the fit ends; there is nothing to tell other processes."""
+    stack.enter_context(owned(folder))
+    return np.zeros(0, np.int32)
 
 
 def _rule(
@@ -273,7 +282,7 @@ def _train(trainer: Trainer, start: FitState, epochs: int, progress: bool) -> Re
             if any(x.is_deleted() for x in jax.tree.leaves(current.state)):
                 error.add_note("fit lost its state in the compiled call that failed")
             elif current.step:  # otherwise there is nothing to lose
-                if current is not start:
+                if current is not start and jax.process_count() == 1:  # others are elsewhere
                     trainer.keep(current)
                 failed = current._replace(reason=int(Reason.FAILED))
                 error.result = _result(trainer, failed)  # pyright: ignore[reportAttributeAccessIssue]

@@ -151,7 +151,8 @@ class Trainer:
                         fit = fit._replace(reason=int(Reason.INTERRUPTED))
                     yield fit
                 at = fit.step
-                if signals.is_preempted() and fit.reason == Reason.EPOCHS:
+                is_last = at == epochs * self.steps
+                if signals.is_preempted() and fit.reason == Reason.EPOCHS and not is_last:
                     fit = fit._replace(reason=int(Reason.PREEMPTED))
                     yield fit
                 if at % self.checkpoint_every == 0 or fit.reason != Reason.EPOCHS:
@@ -234,17 +235,19 @@ class Trainer:
     def keep(self, fit: FitState) -> None:
         """Write a checkpoint, while the training goes on.
 
-        Several processes wait for each other here, because devices of all take part.
+        Several processes wait for each other here, because devices of all take part, and an error
+        is raised: it would leave the others waiting.
         """
         if self.checkpoint is None:
             return
         name = f"the checkpoint of step {fit.step} in {self.checkpoint}"
+        if jax.process_count() > 1:
+            write(self.checkpoint, snapshot(fit, of=self.fingerprint, tag=self.checkpoint_tag))
+            return
+        assert self.in_background is not None
         try:
             taken = snapshot(fit, of=self.fingerprint, tag=self.checkpoint_tag)
-            if self.in_background is not None and jax.process_count() == 1:
-                self.in_background(name, write, checked_folder(self.checkpoint), taken)
-            else:
-                write(self.checkpoint, taken)
+            self.in_background(name, write, checked_folder(self.checkpoint), taken)
         except Exception as error:
             not_written(name, error)
 
@@ -302,7 +305,7 @@ class Trainer:
         return jax.tree.map(jnp.copy, (params_of(state), state.model_state))
 
 
-def not_written(name: str, error: Exception) -> None:
+def not_written(name: str, error: BaseException) -> None:
     """Warn, and let the training go on: a full disk, whatever the libraries make of it."""
     reason = f"{type(error).__name__}: {error}"[:300]
     warnings.warn(f"{name} was not written: {reason}", stacklevel=2)

@@ -18,6 +18,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.checkpoints import orbax
+from jaxsgd.checkpoints.background import one_at_a_time
 from jaxsgd.training import trainer
 from tests import table
 from tests.processes import PROCESSES, fit, in_a_process, on_two_devices, small
@@ -150,6 +151,36 @@ def test_sigterm_saves_and_ends_and_the_checkpoint_goes_on(tmp_path):
     assert int(result.state.step) == 10
     assert signal.getsignal(signal.SIGTERM) is before
     same(fit(tmp_path, checkpoint_every=1), fit(None))
+
+
+def test_sigterm_in_the_last_epoch_or_without_a_checkpoint_changes_nothing(tmp_path):
+    handlers = []
+
+    def terminate(record):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        if record["epoch"] == EPOCHS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert fit(tmp_path, EPOCHS, log=terminate).reason == jaxsgd.Reason.EPOCHS
+    before = signal.getsignal(signal.SIGTERM)
+    assert handlers[0] is not before
+    handlers.clear()
+    fit(None, 1, log=terminate)
+    assert handlers == [before]
+
+
+def test_a_failed_write_is_reported_by_the_next_or_at_the_end():
+    reported = []
+
+    def fail(message):
+        raise OSError(message)
+
+    with one_at_a_time(lambda name, error: reported.append((name, str(error)))) as call:
+        call("first", fail, "full")
+        call("second", lambda: None)
+        assert reported == [("first", "full")]
+        call("third", fail, "gone")
+    assert reported == [("first", "full"), ("third", "gone")]
 
 
 def test_what_a_stop_of_norms_saw_is_kept_across_a_failure(tmp_path):

@@ -1,5 +1,6 @@
 """The order of a run for other libraries' loaders: the same rows, resumed at any step."""
 
+import pickle
 import random
 from itertools import islice
 
@@ -66,6 +67,13 @@ def test_what_does_not_fit_is_refused():
             call()
     assert len(order(start=3, stop=10)) == 7
     assert list(order(start=4, stop=4)) == []
+
+
+def test_an_order_is_sent_to_another_process():
+    ours = order("importance")
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.rows(30) == ours.rows(30)
+    assert repr(again).startswith("BatchOrder(ImportanceSampled(")
 
 
 def test_after_a_thousand_kills_no_row_is_lost_or_repeated():

@@ -41,6 +41,14 @@ def perceptron(params, row):
     return entropy(jnp.tanh(row[0] @ params["first"]) @ params["last"] + params["bias"], row[1])
 
 
+def normalised(params, row):
+    hidden = row[0] @ params["first"]
+    hidden = (hidden - hidden.mean()) / jnp.sqrt(hidden.var() + 1e-5)
+    weight = jax.nn.softmax(hidden.reshape(4, 8) @ hidden.reshape(4, 8).T / jnp.sqrt(8.0))
+    hidden = jax.nn.gelu(weight @ hidden.reshape(4, 8)).ravel()
+    return entropy(hidden @ params["last"] + params["bias"], row[1])
+
+
 def keyed(params, row, key):
     kept = jax.random.bernoulli(key, 0.5, (WIDTH,))
     return perceptron(params, (row[0] * kept, row[1]))
@@ -67,6 +75,7 @@ CONVOLUTION = BIAS | {"kernel": made("kernel", 3, 3, 1, 8), "last": made("last",
 CASES = {
     "softmax": (softmax, LINEAR, jaxsgd.Momentum(0.05, 0.9)),
     "perceptron": (perceptron, LAYERS, optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01))),
+    "layer norm and attention": (normalised, LAYERS, optax.adamw(0.01)),
     "keyed": (jaxsgd.RowLoss(keyed, keyed=True), LAYERS, jaxsgd.EMA(jaxsgd.Adam(0.01), 0.9)),
     "model state": (jaxsgd.RowLoss(counting, has_model_state=True), LINEAR, jaxsgd.RMSProp(0.01)),
     "line search": (softmax, LINEAR, jaxsgd.LineSearch()),
