@@ -9,7 +9,7 @@
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
 
-# 120 s before its time is over Slurm sends SIGTERM to each process: all save the same step and end
+# 120 s before the time limit Slurm sends SIGTERM to each process: all save the same step and exit
 # with 75.
 srun python train.py --cluster --folder "$SLURM_SUBMIT_DIR/run"
 code=$?

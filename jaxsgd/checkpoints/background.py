@@ -9,7 +9,7 @@ Call = Callable[..., None]
 
 @contextmanager
 def one_at_a_time(report: Callable[[str, BaseException], None]) -> Iterator[Call]:
-    """Call functions in a thread, each after the one before has ended.
+    """Call functions in a thread, one at a time.
 
     Args:
       report: `report(name, error)` is called in the caller's thread for a call that failed, before

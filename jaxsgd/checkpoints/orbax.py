@@ -2,7 +2,7 @@
 
 A folder holds the newest checkpoints, `jaxsgd_000001`, `jaxsgd_000002`, ... Each is written under a
 temporary name and renamed, so a process that is killed leaves the previous checkpoint complete.
-A checkpoint is the arrays and a JSON file about them: checksums, shapes and dtypes, the fingerprint
+A checkpoint consists of the arrays and a JSON file that describes them: checksums, shapes and dtypes, the fingerprint
 of the state, the fingerprint of what the state belongs to (a solver), and the user's tag. `restore`
 refuses a checkpoint that differs in one of these.
 
@@ -89,7 +89,7 @@ def save(
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint will hold, in buffers that no later step is given."""
+    """What a checkpoint will hold, in buffers that no later step can overwrite."""
 
     arrays: dict[str, np.ndarray | jax.Array]
     about: dict[str, Any]
@@ -116,7 +116,7 @@ def snapshot(state: PyTree, *, of: PyTree, tag: str | None) -> Snapshot:
 def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
     """Write a snapshot as the newest checkpoint of a folder; all processes call this together.
 
-    The first process lists the folder and decides: the others may see its entries late.
+    The first process lists the folder and decides: the others may see an outdated listing.
     """
     ocp = _orbax()
     arrays = snapshot.arrays
@@ -161,7 +161,7 @@ def by_first(fn: Callable[[], np.ndarray], folder: Path) -> np.ndarray:
 def _prepared(folder: Path) -> np.ndarray:
     """The numbers of a folder's checkpoints (int32[m], after a 0), what was killed removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for rest in folder.glob("jaxsgd_*.*"):  # of a process killed while it wrote or deleted
+    for rest in folder.glob("jaxsgd_*.*"):  # left by a process that was killed while writing
         shutil.rmtree(rest, ignore_errors=True)
     return np.array([0, *map(_number, checkpoints(folder))], np.int32)
 
@@ -234,7 +234,7 @@ def restored(
         different = _difference(about, like, of, tag, () if strict else optional)
         if different is not None and different.startswith("state") and not way_out:  # of `restore`
             raise ValueError(
-                f"{newest} holds another state than `like`: {different}. Give `like` as it was "
+                f"{newest} holds a state of another structure than `like`: {different}. Give `like` as it was "
                 "saved: the result of solver.init, or what was given to jaxsgd.save; a fit goes on "
                 "by jaxsgd.fit with the same arguments."
             )
@@ -331,7 +331,7 @@ def _held(leaf: object) -> np.ndarray | jax.Array:
 
 
 def _checksum(array: np.ndarray | jax.Array) -> int | None:
-    """The checksum of what each process holds; None if each holds only a part."""
+    """The checksum of an array that every process holds whole; None if each holds a part."""
     whole = isinstance(array, np.ndarray) or array.is_fully_replicated
     return checksum(as_numpy(array)) if whole else None
 
@@ -370,7 +370,7 @@ def _read(ocp: ModuleType, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
-    """The arrays in the structure of `like`, as the types of its leaves and on their devices."""
+    """The arrays in the structure of `like`, with the types and devices of its leaves."""
 
     def place(old: PyTree, name: str) -> PyTree:
         array = arrays[name]

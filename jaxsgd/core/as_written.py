@@ -1,9 +1,8 @@
 """Float arithmetic that XLA computes as it is written.
 
 XLA rewrites arithmetic: `x / s` becomes `x * (1 / s)`, or `x / s / t` becomes `x / (s * t)`, which
-changes the last bits. Which rewriting it finds first depends on the passes before, and those differ
-between one device and several. Behind an `optimization_barrier` a result is not rewritten with what
-reads it. XLA removes the barriers before it fuses operations, so they cost little: a step of a
+changes the last bits. Which of them it applies first depends on earlier passes, which differ
+between one device and several. XLA does not rewrite across an `optimization_barrier`. XLA removes the barriers before it fuses operations, so they cost little: a step of a
 perceptron takes as long as before.
 """
 
@@ -56,7 +55,7 @@ def _behind_barriers(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _behind_barrier(equation: JaxprEqn) -> list[JaxprEqn]:
-    """An equation whose result is behind a barrier, and so are operands that it broadcasts.
+    """An equation with a barrier after its result and after each operand that it broadcasts.
 
     An operand of shape () or (6, 1) beside one of (6, 19) is broadcast where the program is
     lowered, where XLA would see it.

@@ -1,4 +1,4 @@
-"""`jax.jit` whose programs are freed when a function among their arguments is.
+"""A `jax.jit` that frees a program once a function among its arguments is freed.
 
 JAX keeps the structure of a jitted function's arguments with each program, and with it every loss,
 metric and schedule that is static in a part: 200 fits of different losses grew the process by
@@ -68,7 +68,7 @@ def of_leaves(fn: Callable[..., T], structure: Any, static: dict[str, Any]) -> C
 
 
 def named(fn: Callable[..., object], program: Callable[..., T]) -> Callable[..., T]:
-    """A program by the name of a function: profiles show it."""
+    """Give a program the name of a function, which profiles show."""
     program.__name__, program.__qualname__ = fn.__name__, fn.__qualname__
     return program
 
@@ -100,7 +100,7 @@ class Jitted(Generic[P, T]):
         return program(*leaves)
 
     def trace(self, *args: Any, **static: Any) -> Any:
-        """As the method of `jax.jit`, of a function of leaves."""
+        """Like `jax.jit(...).trace`, for the function of leaves."""
         program, leaves = self._program(args, static)
         return program.trace(*leaves)
 

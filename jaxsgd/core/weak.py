@@ -1,4 +1,4 @@
-"""Static values of parts that refer weakly to functions, while their structure is taken."""
+"""While a pytree is flattened, the static values of its parts can refer weakly to functions."""
 
 import threading
 import weakref
@@ -10,7 +10,7 @@ Values = tuple[Any, ...]
 
 
 class _Context(threading.local):
-    functions: list[weakref.ref[Any]] | None = None  # those met so far; None outside
+    functions: list[weakref.ref[Any]] | None = None  # those found so far; None outside the context
 
 
 _context = _Context()
@@ -32,7 +32,7 @@ def functions_held_weakly() -> Iterator[list[weakref.ref[Any]]]:
 
 
 def referred_to(values: Values) -> Values:
-    """Static values, in the context with weak references in the places of functions."""
+    """Static values; within the context, weak references replace functions."""
     return values if _context.functions is None else _weakly(values, _context.functions)
 
 

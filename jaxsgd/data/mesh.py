@@ -1,4 +1,4 @@
-"""Rows spread over the devices of a mesh: the same run, computed by many.
+"""Rows spread over the devices of a mesh: the same run, computed by many devices.
 
 JAX's own runtime does the work: `jax.make_mesh` on one machine, `jax.distributed.initialize` before
 it on several.
@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 @part
 class MeshRows(Rows):
-    """Rows spread over an axis of a mesh: given as data, they spread each batch over its devices.
+    """Rows spread over the devices of a mesh's axis, which then share the work of each batch.
 
     The rows are cut into logical `shards`, the same number on each device. The solver's `Shuffled`
     sampler becomes `Sharded`: each device draws from its own rows and computes its part of the
     gradient, `sum_i weight[i] grad loss_i`, and the parts are summed; nothing else is exchanged.
     Only the shards decide which rows a step takes, so the run does not depend on the number of
-    devices, except for rounding (with `reproducible`, not even for that). It equals a run with
+    devices, up to rounding (with `reproducible`, bit for bit). It equals a run with
     `Sharded(batch_size, shards)` on one device (except for the keys of a `keyed` loss); the order
     of the rows differs from `Shuffled`'s.
 
@@ -50,12 +50,13 @@ class MeshRows(Rows):
       arrays: a pytree of arrays with n rows, on the host or a device; they are copied to their
         devices, padded so that all shards have the same length.
       mesh: from `jax.make_mesh`.
-      axis: the axis of the mesh.
-      shards: how many logical shards, a multiple of the axis' devices.
-      size: n, needed where several processes each give their own rows: see `process_rows`.
-      reproducible: give the same bits on any number of devices and processes of the same type: the
-        parts of the shards, a power of two, are computed one after another by the same code, and
-        added in a balanced binary tree. See `docs/devices.md` for what it costs.
+      axis: the name of the axis that the rows are spread over.
+      shards: the number of logical shards, a multiple of the number of devices on the axis.
+      size: n, the number of rows of all processes, needed where each gives its own: see
+        `process_rows`.
+      reproducible: give the same bits on any number of devices (of one type) and processes.
+        `shards` must be a power of two. The parts of the shards are computed one after another by
+        the same code, and added in a balanced binary tree. See `docs/devices.md` for what it costs.
 
     Raises:
       ValueError: no such axis, devices that do not divide the shards, `reproducible` with shards
@@ -123,11 +124,11 @@ class MeshRows(Rows):
     def take(self, index: Int[Array, " B"]) -> PyTree:
         """Refused: no device holds all rows."""
         raise TypeError(
-            f"{self!r} cannot be read by index, for no device holds all rows; expected arrays"
+            f"{self!r} cannot be read by index, because no device holds all rows; expected arrays"
         )
 
     def some(self, count: int) -> PyTree:
-        """At most `count` rows at a fixed stride, on each device."""
+        """At most `count` of all rows, at a fixed stride, copied to every device."""
         count = max(1, min(count, self.size))
         index = jnp.asarray(np.linspace(0, self.size - 1, count).astype(np.int32))
         read = lambda arrays, index: gather(arrays, self._place(index))  # noqa: E731
@@ -155,7 +156,7 @@ class MeshRows(Rows):
         return self
 
     def traced(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """`fn`, with arithmetic that is compiled alike for any number of devices, if asked for."""
+        """`fn`; with `reproducible` its arithmetic is compiled alike for any number of devices."""
         return as_written(fn) if self.reproducible else fn
 
     def reduction(self, batch: Batch, is_keyed: bool) -> Reduction:
@@ -352,7 +353,7 @@ def _own_shards(mesh: Mesh, axis: str, shards: int) -> slice:
 
 
 def _padded(x: np.ndarray | Array, counts: np.ndarray, most: int) -> np.ndarray | Array:
-    """Shards padded to the length of the longest, each by one of its rows."""
+    """Shards padded to the length of the longest, each by repeating its last row."""
     if counts.min() == most:
         return x
     first = np.cumsum(counts) - counts

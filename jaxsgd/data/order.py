@@ -23,20 +23,20 @@ class BatchOrder:
     """The batches of a run, for loaders of other libraries: row numbers by step, in NumPy arrays.
 
     `order[step]` is the batch that `run` and `fit` take at this step with the same sampler and key.
-    It depends on nothing else, so a loader is resumed, at any step, by `order.from_step(step)`.
-    Iterating yields a list of the rows of each batch: a `batch_sampler` of PyTorch's `DataLoader`,
-    with the `state_dict` of its iterators for torchdata's `StatefulDataLoader`.
+    It depends on nothing else, so `order.from_step(step)` resumes a loader at any step. Iterating
+    yields the rows of each batch as a list, so an order is a `batch_sampler` of PyTorch's
+    `DataLoader`. Its iterators have the `state_dict` that torchdata's `StatefulDataLoader` needs.
 
     Args:
       sampler: the sampler of the run, such as `Shuffled(64)`.
       size: n, the number of rows.
       key: the key given to `fit` or `Solver.init`.
       start: the step to iterate from.
-      stop: the step to end before; None for an endless iteration.
+      stop: the step before which to end, counted over all epochs; None for an endless iteration.
       steps_at_once: the number of batches that a call of the compiled sampler draws.
 
     Raises:
-      TypeError, ValueError: an argument that is none of these, or a step beyond 2^31 - 2.
+      TypeError, ValueError: a wrong argument, or a step beyond 2^31 - 2.
 
     >>> order = jaxsgd.BatchOrder(jaxsgd.Shuffled(2), 5, key=jax.random.key(0), stop=3)
     >>> list(order)
@@ -72,13 +72,13 @@ class BatchOrder:
         """The batch of a step: `Batch(index, weight)`, int32[B] and float[B]."""
         step = validation.integer(step, "BatchOrder's step", 0, LAST)
         number, at = divmod(step, self.steps_at_once)
-        drawn = self._drawn  # kept by another thread at the same time, it is still a whole
+        drawn = self._drawn  # read once: another thread may replace it
         if drawn is None or drawn[0] != number:
             first = number * self.steps_at_once
             count = min(self.steps_at_once, LAST + 1 - first)
             words, kind = self._key  # typed keys cannot be sent to another process
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                key = jax.random.fold_in(jax.random.wrap_key_data(words, impl=kind), 0)
+                key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(words), impl=kind), 0)
                 found = _drawn(as_arguments(self.sampler), key, jnp.int32(first), count=count)
             drawn = self._drawn = number, jax.device_get(found)
         return Batch(drawn[1].index[at], drawn[1].weight[at])
@@ -119,7 +119,7 @@ class Steps(Iterator[list[int]]):
         return rows
 
     def state_dict(self) -> dict[str, int]:
-        """The next step, by name."""
+        """The next step, as a dict."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

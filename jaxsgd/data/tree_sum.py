@@ -1,10 +1,11 @@
 r"""Sums whose bits do not depend on how many devices compute their parts.
 
-Floating-point sums depend on their order, and a compiler's arithmetic on the code around it. So the
+A floating-point sum depends on the order of its terms, and how a compiler rounds an expression on
+the code around it. So the
 parts are added in one balanced binary tree, whichever device computes which part, and each part is
 computed by the same compiled code: the body of a loop, in a branch that XLA cannot remove. (Where a
 device had one part, XLA removed the loop and fused its body with the code around it, which changed
-the last bit. `vmap` over the parts is other code for each number of parts.)
+the last bit. `vmap` over the parts compiles to other code for each number of parts.)
 
     part     0   1   2   3   4   5   6   7
               \ /     \ /     \ /     \ /
@@ -24,12 +25,12 @@ from jaxtyping import Array, Int, PyTree
 def sum_of_parts(
     compute: Callable[[Int[Array, ""], PyTree], tuple[PyTree, PyTree]], parts: int, state: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """The sum of the terms of `parts` parts, a power of two, one after another.
+    """Compute the terms of `parts` parts, a power of two, one after another, and add them up.
 
     Args:
       compute: `compute(number, state)` returns the term of a part, and a state.
       parts: the number of parts on this device.
-      state: what each part is given; the last one's state is returned.
+      state: passed to every part; the state that the last part returns is returned.
 
     Memory: one term for each level of the tree.
     """
@@ -38,7 +39,7 @@ def sum_of_parts(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), term)
 
     def add_at(level: int) -> Callable[[list[PyTree], PyTree], list[PyTree]]:
-        """Add a term to the sums of the levels below, which are complete with it."""
+        """Add a term to the sums of the lower levels, which it completes."""
 
         def add(sums: list[PyTree], term: PyTree) -> list[PyTree]:
             for below in sums[:level]:
@@ -54,7 +55,7 @@ def sum_of_parts(
         is_part = number < parts
         nothing = lambda: (zeros, before)  # noqa: E731
         term, after = lax.cond(is_part, lambda: compute(number, state), nothing)
-        level = lax.population_count(number ^ (number + 1)) - 1  # how many end with this part
+        level = lax.population_count(number ^ (number + 1)) - 1  # subtrees that it completes
         branches = [*map(add_at, range(levels)), lambda sums, term: sums]
         return (lax.switch(jnp.where(is_part, level, levels), branches, sums, term), after), None
 
@@ -72,7 +73,8 @@ def sum_over_devices(tree: PyTree, axis: str, devices: int) -> PyTree:
     while distance < devices:
         pairs = [(device, device ^ distance) for device in range(devices)]
         others = jax.tree.map(lambda x: lax.ppermute(x, axis, pairs), tree)  # noqa: B023
-        # in a branch, so that the sum is not fused with what reads it, on some devices only
+        # in a branch, which is always taken but XLA cannot know that: otherwise the sum would
+        # be fused with the code that reads it, for some numbers of devices only
         is_device = lax.axis_index(axis) >= 0
         tree = lax.cond(
             is_device, lambda a, b: jax.tree.map(jnp.add, a, b), lambda a, b: a, tree, others

@@ -63,33 +63,36 @@ def _bar(show: bool, **options: Any) -> Any:
 
 
 class Signals:
-    """What a fit was asked by signals: at Ctrl-C to end its epoch, at SIGTERM to save and end."""
+    """What signals have asked of a fit: Ctrl-C, to end after the epoch; SIGTERM, to save and end."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_saved: bool) -> None:
+        self._is_saved = is_saved
         self.interrupted, self.terminated = threading.Event(), threading.Event()
         self._calls = 0
 
     def is_preempted(self) -> bool:
         """Whether to save and end now; asked after each call of the compiled program.
 
-        Several processes agree on the same call: JAX's runtime spreads the news of a signal.
+        All processes act at the same call, because JAX's runtime passes the signal on.
         """
         self._calls += 1
-        if jax.process_count() == 1:
+        if not self._is_saved or jax.process_count() == 1:
             return self.terminated.is_set()
         return multihost_utils.reached_preemption_sync_point(self._calls)
 
 
 @contextmanager
 def received(is_saved: bool) -> Iterator[Signals]:
-    """The signals of a fit, so that no epoch's donated state is lost half way.
+    """Handle the signals of a fit, so that none ends it within an epoch, whose state is donated.
 
-    A second Ctrl-C stops at once. SIGTERM is left alone where no checkpoint is written, and to JAX
-    where there are several processes.
+    A second Ctrl-C stops at once. SIGTERM is not handled without a checkpoint. With several
+    processes Ctrl-C stops at once, for they cannot agree on it, and JAX handles SIGTERM.
     """
-    signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # signals reach the main thread alone
+    signals = Signals(is_saved)
+    # Python handles signals only there
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or jax.process_count() > 1:
+        yield signals
         return
 
     def interrupt(*_: object) -> None:
@@ -97,7 +100,7 @@ def received(is_saved: bool) -> Iterator[Signals]:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     handlers: dict[int, Any] = {signal.SIGINT: interrupt}
-    if is_saved and jax.process_count() == 1:
+    if is_saved:
         handlers[signal.SIGTERM] = lambda *_: signals.terminated.set()
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

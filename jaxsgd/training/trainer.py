@@ -38,7 +38,7 @@ VALUES = "values of the data", "values of the initial params"
 
 
 class FitState(NamedTuple):
-    """The state of a fit. Continued from any such state, it gives the same bits."""
+    """The state of a fit. A fit continued from any of its states gives the same bits."""
 
     state: State
     step: int  # of the state, on the host
@@ -214,7 +214,7 @@ class Trainer:
         return fit._replace(memory=memory, reason=int(code) or fit.reason)
 
     def log_once(self, record: dict[str, float]) -> None:
-        """Call `log`, unless a run that was killed after this epoch has called it.
+        """Call `log`, unless an earlier run, killed after this epoch, called it.
 
         Of several processes the first one logs.
         """
@@ -235,7 +235,7 @@ class Trainer:
     def keep(self, fit: FitState) -> None:
         """Write a checkpoint, while the training goes on.
 
-        Several processes wait for each other here, because devices of all take part, and an error
+        Several processes wait for each other here, because the devices of all take part, and an error
         is raised: it would leave the others waiting.
         """
         if self.checkpoint is None:
@@ -283,6 +283,7 @@ class Trainer:
         """What a checkpoint belongs to: all arguments that the numbers depend on, but `epochs`."""
         parts = {
             "solver": self.solver,
+            "sampler": self.solver.sampler_for(self.data),  # on a mesh also its shards
             "data": _shapes(self.data),
             "key": self.key,
             "validation": _shapes(self.metrics.rows),
@@ -306,7 +307,7 @@ class Trainer:
 
 
 def not_written(name: str, error: BaseException) -> None:
-    """Warn, and let the training go on: a full disk, whatever the libraries make of it."""
+    """Warn that a checkpoint was not written, and go on: of a full disk, say."""
     reason = f"{type(error).__name__}: {error}"[:300]
     warnings.warn(f"{name} was not written: {reason}", stacklevel=2)
 
