@@ -241,7 +241,7 @@ def subclasses(cls):
 
 def test_a_part_is_abstract_or_final_and_overrides_nothing_implemented():
     """But for the hooks that a contract declares with a default."""
-    hooks = {"reported_learning_rate", "for_size"}
+    hooks = {"reported_learning_rate", "for_size", "for_shard"}
     contracts = (jaxsgd.Sampler, jaxsgd.Gradient, jaxsgd.Rule, jaxsgd.Stop, jaxsgd.Loss)
     for contract in contracts:
         for cls in subclasses(contract):

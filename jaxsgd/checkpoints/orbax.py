@@ -2,9 +2,9 @@
 
 A folder holds the newest checkpoints, `jaxsgd_000001`, `jaxsgd_000002`, ... Each is written under a
 temporary name and renamed, so a process that is killed leaves the previous checkpoint complete.
-A checkpoint consists of the arrays and a JSON file that describes them: checksums, shapes and dtypes, the fingerprint
-of the state, the fingerprint of what the state belongs to (a solver), and the user's tag. `restore`
-refuses a checkpoint that differs in one of these.
+A checkpoint consists of the arrays and a JSON file that describes them: checksums, shapes and
+dtypes, the fingerprint of the state, the fingerprint of what the state belongs to (a solver), and
+the user's tag. `restore` refuses a checkpoint that differs in one of these.
 
 The JSON file has a format number, `FORMAT`, and the version of jaxsgd that wrote it. `FORMAT` is
 increased when the previous version of jaxsgd could not read the new checkpoints. Each version of
@@ -234,9 +234,9 @@ def restored(
         different = _difference(about, like, of, tag, () if strict else optional)
         if different is not None and different.startswith("state") and not way_out:  # of `restore`
             raise ValueError(
-                f"{newest} holds a state of another structure than `like`: {different}. Give `like` as it was "
-                "saved: the result of solver.init, or what was given to jaxsgd.save; a fit goes on "
-                "by jaxsgd.fit with the same arguments."
+                f"{newest} holds a state of another structure than `like`: {different}. Pass the "
+                "result of solver.init, or what jaxsgd.save was given; to continue a fit, call "
+                "jaxsgd.fit with the same arguments."
             )
         if different is not None:
             raise ValueError(

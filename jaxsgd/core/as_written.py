@@ -2,8 +2,9 @@
 
 XLA rewrites arithmetic: `x / s` becomes `x * (1 / s)`, or `x / s / t` becomes `x / (s * t)`, which
 changes the last bits. Which of them it applies first depends on earlier passes, which differ
-between one device and several. XLA does not rewrite across an `optimization_barrier`. XLA removes the barriers before it fuses operations, so they cost little: a step of a
-perceptron takes as long as before.
+between one device and several. XLA does not rewrite across an `optimization_barrier`. It removes
+the barriers before it fuses operations, so they cost little: a step of a perceptron takes as long
+as before.
 """
 
 from collections.abc import Callable

@@ -63,7 +63,7 @@ def _bar(show: bool, **options: Any) -> Any:
 
 
 class Signals:
-    """What signals have asked of a fit: Ctrl-C, to end after the epoch; SIGTERM, to save and end."""
+    """What signals have asked of a fit: Ctrl-C to end after the epoch, SIGTERM to save and end."""
 
     def __init__(self, is_saved: bool) -> None:
         self._is_saved = is_saved

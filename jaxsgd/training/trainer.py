@@ -235,8 +235,8 @@ class Trainer:
     def keep(self, fit: FitState) -> None:
         """Write a checkpoint, while the training goes on.
 
-        Several processes wait for each other here, because the devices of all take part, and an error
-        is raised: it would leave the others waiting.
+        Several processes wait for each other here, because the devices of all take part, and an
+        error is raised: it would leave the others waiting.
         """
         if self.checkpoint is None:
             return

@@ -435,7 +435,7 @@ def test_a_foreign_folder_is_refused(tmp_path):
 def test_a_wrong_like_and_a_wrong_folder_are_named(tmp_path):
     path = jaxsgd.save(tmp_path, {"params": jnp.ones(2)})
     with pytest.raises(
-        ValueError, match="holds a state of another structure than `like`: state.* Give `like` as"
+        ValueError, match="holds a state of another structure than `like`: state.* Pass the"
     ):
         jaxsgd.restore(tmp_path, {"weight": jnp.ones(2)})
     with pytest.raises(FileExistsError, match="000001 is one checkpoint, expected its folder: "):
