@@ -74,7 +74,7 @@ SAMPLERS = {
     "blocks": lambda: jaxsgd.Blocks(BATCH, block=5, window=2),
     "dynamic": lambda: jaxsgd.DynamicBatch(jaxsgd.Shuffled(BATCH), 5),
     "sharded": lambda: jaxsgd.Sharded(BATCH, shards=2),
-    "per shard": lambda: jaxsgd.PerShard(jaxsgd.Stratified(LABELS, BATCH), shards=2),
+    "per shard": lambda: jaxsgd.PerShard(jaxsgd.ImportanceSampled(PROBABILITIES, BATCH), shards=2),
     "importance": lambda: jaxsgd.ImportanceSampled(PROBABILITIES, BATCH),
     "stratified": lambda: jaxsgd.Stratified(LABELS, BATCH),
     "stratified, proportions": lambda: jaxsgd.Stratified(LABELS, BATCH, (1, 2, 1)),

@@ -139,7 +139,8 @@ def fit(
       checkpoint: a folder for the newest three checkpoints, which holds nothing else (needs Orbax).
         A checkpoint of other parts, numbers, functions, key, shapes, data or initial parameters is
         refused. Functions are compared by module and qualified name, not by code; data by a few
-        thousand rows at a fixed stride.
+        thousand rows at a fixed stride. A thread writes while the run goes on. At SIGTERM the fit
+        saves and ends with `Reason.PREEMPTED`.
       checkpoint_every: steps between checkpoints, also within an epoch; by default one epoch.
       checkpoint_tag: a string that is saved in each checkpoint. A checkpoint with another tag is
         refused: change the tag when you change the code of a function.
