@@ -65,7 +65,10 @@ PER_SHARD = {
 }
 
 
-@pytest.mark.parametrize("name", PER_SHARD)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PER_SHARD if name != "importance"]
+
+
+@pytest.mark.parametrize("name", ["importance", *SLOW])
 def test_each_sampler_draws_shard_by_shard(name, problem, ragged):
     for params, data in (problem, ragged):
         n = len(data[1])
