@@ -21,7 +21,6 @@ so all three together are `fn(params, row, key, model_state) -> (loss, aux, mode
 """
 
 import abc
-import inspect
 from collections.abc import Callable
 
 import jax
@@ -29,7 +28,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxsgd.core import validation
-from jaxsgd.core.part import Contract, Function, as_callable, field, part, static
+from jaxsgd.core.part import (
+    Contract,
+    Function,
+    as_callable,
+    check_call,
+    field,
+    part,
+    static,
+)
 
 FORMS = (
     "RowLoss(fn(params, row) -> scalar), RowsLoss(fn(params, rows) -> float[B]) "
@@ -278,28 +285,20 @@ def weigh(weight: Float[Array, " B"], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.tensordot(weight, x.astype(weight.dtype), 1), tree)
 
 
-def _arguments(loss: Loss) -> str:
+def _arguments(loss: Loss) -> tuple[str, ...]:
     """The names of the arguments that a loss gives its function."""
     names = ["params", loss.rows_name, *["weight"] * isinstance(loss, BatchLoss)]
-    return ", ".join([*names, *["key"] * loss.keyed, *["model_state"] * loss.has_model_state])
+    return (*names, *["key"] * loss.keyed, *["model_state"] * loss.has_model_state)
 
 
 def _check_arguments(loss: Loss) -> None:
     """Refuse a function that cannot be called with as many arguments as the loss gives it."""
     fn = loss.fn.fn if isinstance(loss.fn, Function) else loss.fn
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # of a compiled function, say
-        return
-    names = _arguments(loss)
-    try:
-        signature.bind(*names.split(", "))
-    except TypeError:
-        raise TypeError(
-            f"{type(loss).__name__}'s fn {loss.fn!r} takes the arguments {signature}, but is "
-            f"called as fn({names}); of data (x, y) a row is the tuple (x, y), so unpack it: "
-            f"x, y = {loss.rows_name}; the forms of a loss are {FORMS}, {OPTIONS}"
-        ) from None
+    hint = (
+        f"; of data (x, y) a row is the tuple (x, y), so unpack it: x, y = {loss.rows_name}; the "
+        f"forms of a loss are {FORMS}, {OPTIONS}"
+    )
+    check_call(fn, f"{type(loss).__name__}'s fn {loss.fn!r}", _arguments(loss), "fn", hint)
 
 
 def _average(weight: Float[Array, " B"], model_states: PyTree, model_state: PyTree) -> PyTree:
@@ -328,7 +327,7 @@ def _call(
         result = loss.fn(*args)
     except (TypeError, ValueError, IndexError) as error:
         error.add_note(
-            f"raised by the loss {loss.fn!r}, called as fn({_arguments(loss)}) with "
+            f"raised by the loss {loss.fn!r}, called as fn({', '.join(_arguments(loss))}) with "
             f"{loss.rows_name} of shape {jax.tree.map(jnp.shape, args[1])}; the forms of a loss "
             f"are {FORMS}, {OPTIONS}"
         )

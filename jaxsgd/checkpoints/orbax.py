@@ -30,7 +30,7 @@ from jaxtyping import PyTree
 
 from jaxsgd.checkpoints.fingerprint import as_numpy, checksum, difference, fingerprint
 from jaxsgd.core import validation
-from jaxsgd.core.trees import words_of
+from jaxsgd.core.trees import put_on, words_of
 
 FORMAT = 2
 NAME = re.compile(r"jaxsgd_(\d{6,})")
@@ -153,8 +153,8 @@ def by_first(fn: Callable[[], np.ndarray], folder: Path) -> np.ndarray:
             error = failed
     if multihost_utils.broadcast_one_to_all(np.int32(error is not None)):
         raise error or OSError(f"{folder}: the first process failed, see its error")
-    shape = multihost_utils.broadcast_one_to_all(np.int32(result.size))
-    result = np.resize(result, int(shape)).astype(np.int32)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(result.size)))
+    result = np.resize(result, size).astype(np.int32)
     return np.asarray(multihost_utils.broadcast_one_to_all(result))
 
 
@@ -382,8 +382,9 @@ def _placed(like: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -
         if isinstance(old, jax.Array) and not old.committed:
             sharding = None
         if sharding is not None and not sharding.is_fully_addressable:
-            placed = jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
-            return jax.random.wrap_key_data(placed, impl=keys[name]) if name in keys else placed
+            if name not in keys:
+                return put_on(sharding, array)
+            return put_on(sharding, jax.random.wrap_key_data(jnp.asarray(array), impl=keys[name]))
         if name not in keys:
             return jax.device_put(array, sharding, may_alias=False)
         data = jax.device_put(array, may_alias=False)

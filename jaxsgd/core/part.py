@@ -306,8 +306,13 @@ def as_optional_callable(
     return None if fn is None else as_callable(fn, name, arguments)
 
 
-def check_call(fn: object, name: str, arguments: tuple[str, ...]) -> None:
-    """Refuse what is not callable with as many arguments."""
+def check_call(
+    fn: object, name: str, arguments: tuple[str, ...], called: str | None = None, hint: str = ""
+) -> None:
+    """Refuse what is not callable with as many arguments.
+
+    In the message it is `called` so, by default by its name, and `hint` comes at the end.
+    """
     if not callable(fn):
         raise TypeError(f"{name} is {fn!r} of type {type(fn).__name__}, expected a function")
     try:
@@ -319,7 +324,7 @@ def check_call(fn: object, name: str, arguments: tuple[str, ...]) -> None:
     except TypeError:
         raise TypeError(
             f"{name} takes the arguments {signature}, but is called as "
-            f"{name}({', '.join(arguments)})"
+            f"{called or name}({', '.join(arguments)}){hint}"
         ) from None
 
 

@@ -186,10 +186,8 @@ class MeshRows(Rows):
                 batches = jax.tree.map(lambda x: x.reshape(shards, -1), local)
                 of_shard = lambda i, batch: of_part(i, rows, batch, params, state)  # noqa: E731
                 if self.reproducible:
-                    of_number = lambda i, state: of_part(  # noqa: E731
-                        numbers[i], rows, jax.tree.map(lambda x: x[i], batches), params, state
-                    )
-                    total, after = sum_of_parts(of_number, shards, state)
+                    at = lambda i: jax.tree.map(lambda x: x[i], (numbers, batches))  # noqa: E731
+                    total, after = sum_of_parts(lambda i, _: of_shard(*at(i)), shards, state)
                     return self.added(total), after
                 totals, states = jax.vmap(of_shard)(numbers, batches)
                 total = self.added(jax.tree.map(lambda x: x.sum(0), totals))

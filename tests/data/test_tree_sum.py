@@ -162,6 +162,19 @@ def test_reproducible_runs_can_be_differentiated():
     np.testing.assert_allclose(slope, (final(0.101) - final(0.099)) / 0.002, rtol=2e-2)
 
 
+def test_a_line_search_on_a_mesh_is_differentiated_forward():
+    rows = jaxsgd.MeshRows(data(), mesh(2))
+
+    def final(scale):
+        solver = jaxsgd.Solver(softmax, jaxsgd.Shuffled(64), jaxsgd.LineSearch())
+        start = jax.tree.map(lambda x: scale * x, LINEAR)
+        state = solver.init(start, rows, key=jax.random.key(0))
+        return jnp.sum(jaxsgd.run(solver, state, rows, 2)[0].params["last"] ** 2)
+
+    slope = jax.jacfwd(final)(1.0)
+    np.testing.assert_allclose(slope, (final(1.01) - final(0.99)) / 0.02, rtol=5e-2)
+
+
 def test_shards_are_a_power_of_two():
     with pytest.raises(
         ValueError, match="shards are 12, expected a power of two with reproducible"
